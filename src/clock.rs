@@ -1,5 +1,5 @@
-//! The clock of leases, which counts on while the machine is suspended, the wall clock in Kafka's unit, and both usual
-//! clocks at one time.
+//! Clocks: the clock of leases, which keeps running while the machine is suspended; the wall clock in milliseconds,
+//! Kafka's unit; and a moment by both clocks, for ages and for display.
 
 use std::ops::{Add, Sub};
 use std::sync::LazyLock;
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// A point in time of Linux's `CLOCK_BOOTTIME`. Unlike `std::time::Instant` (`CLOCK_MONOTONIC`), this clock counts the
-/// time that a suspended machine sleeps, so a lease does not outlive a suspend.
+/// A point in time of Linux's `CLOCK_BOOTTIME`. Unlike `std::time::Instant` (`CLOCK_MONOTONIC`), this clock includes
+/// the time for which a machine is suspended, so a lease does not outlive a suspend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BootTime(Duration);
 
@@ -60,8 +60,8 @@ impl Moment {
 /// When this clock was used first, by both clocks.
 static FIRST_USE: LazyLock<(Instant, BootTime)> = LazyLock::new(|| (Instant::now(), BootTime::now()));
 
-/// Returns the present moment as an `Instant` that counts the time that a suspended machine sleeps. It is for ages
-/// only: after a suspend it is ahead of `Instant::now()`, so it must be neither compared nor mixed with that one.
+/// Returns the present moment as an `Instant` that includes the time for which the machine was suspended. It is for
+/// ages only: after a suspend it is ahead of `Instant::now()`, so the two must never be compared or mixed.
 pub fn boot_instant() -> Instant {
     instant_at(*FIRST_USE, BootTime::now())
 }

@@ -9,10 +9,10 @@
 //! | 4 | the stop was incomplete: it took longer than `shutdown_grace_ms`, or work such as storing offsets failed |
 //! | 5 | a second SIGTERM or SIGINT ended an ordered stop |
 //!
-//! SIGHUP reopens the log files and runs the reload actions, both on threads of their own. SIGPIPE is ignored. One
-//! thread receives all signals; it never touches a file, so no disk that hangs can hold up a signal. The first SIGTERM
-//! or SIGINT only triggers a [`Stop`]; each daemon decides the order in which its parts stop. The command line is
-//! parsed in `command`.
+//! SIGHUP reopens the log files and runs the reload actions, both on separate threads. SIGPIPE is ignored. One thread
+//! receives all signals; it never accesses a file, so a hanging disk cannot delay a signal. The first SIGTERM or SIGINT
+//! only triggers a [`Stop`]; each daemon decides the order in which its parts stop. The command line is parsed in
+//! `command`.
 
 mod command;
 
@@ -37,7 +37,7 @@ use crate::supervise::{Ended, Supervisor, spawn_expendable};
 use command::{Command, parse};
 pub use command::{Tool, ToolArguments, ToolOption};
 
-/// Time that the watchdog adds to the grace, so that threads can still end after an ordered stop that took the whole
+/// Time that the watchdog adds to the grace, so that threads can still end after an ordered stop that used up the whole
 /// grace.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(1);
 /// Longest wait, at the end of the process, for the last log lines to be written.

@@ -1,5 +1,5 @@
-//! Appends numbers as decimal text. `std::fmt` does the same for any format, and takes several times as long: this is
-//! noticeable where each request has some numbers in its answer and its log line.
+//! Appends numbers as decimal text. `std::fmt` takes several times as long, which is noticeable, since each request has
+//! several numbers in its answer and its log line.
 
 /// Appends `number` to `out`.
 pub(crate) fn push_decimal(out: &mut Vec<u8>, number: u64) {

@@ -13,17 +13,18 @@
 //! - **claim**: the ephemeral ZooKeeper node of a partition; the ktransfer that created it owns the partition.
 //!   **generation**: the number of a claim, by which events of an earlier claim are recognized. **lease**: the time
 //!   until which a claim is certainly held. **hand-over**: one ktransfer releases a partition, another claims it.
-//! - **window**: the messages of one partition that are read and not stored as done; `window_size` bounds those of them
-//!   that were pushed and are not done. **commit point**: the offset to store; every
-//!   message below it is done. **give up** (a message): attempt no further push and continue with the next message.
-//! - **outcome**: what the result of a push means: delivered, retried, dropped or a **dead letter**, which is the
+//! - **window**: the messages of one partition that are read but not yet stored as done; `window_size` limits how many
+//!   of them are pushed and not done. **commit point**: the offset to store; every message below it is done. **done
+//!   ahead**: done although an earlier message of the partition is not. **give up** (a message): make no further
+//!   attempt and continue with the next message.
+//! - **outcome**: the meaning of the result of a push: delivered, retried, dropped or a **dead letter**, which is the
 //!   message stored in another topic with the reason. **tombstone**: a message without a value.
 //! - **transid**: the offset of a message, in templates and log lines of ktransfer. **delay**: how many messages of
 //!   a partition can still be pushed: the newest offset minus the stored one, or the oldest one if that is larger.
 //!   **place**: a partition of a topic as one module consumes it.
-//! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: one of the `req_pool_size` messages that
-//!   kproxy may have between request and answer. **rules** of a topic: what its configuration accepts, as far as kproxy
-//!   has read it.
+//! - **acks level**: the `acks` of a commit, 0, 1 or -1. **in-flight slot**: the permission to have one message between
+//!   request and answer; kproxy has `req_pool_size` of them. **rules** of a topic: the part of its configuration that
+//!   decides which messages it accepts, as far as kproxy has read it.
 //! - **seam**: the module that hides a client library: [`broker`] for Kafka, [`keeper`] for ZooKeeper. **engine**: one
 //!   of the Kafka clients behind the seam: `native` (the client in [`kafka`]), the `kafka` crate, or a broker in memory
 //!   for unit tests.
@@ -37,13 +38,12 @@
 //!
 //! **ktransfer**, for each module: the *group* claims partitions in ZooKeeper and reports them to the *dispatcher*. The
 //! dispatcher sends the *fetcher* the start offsets, opens a slot of the partition's *window* for each fetched message,
-//! and hands the message to the *worker* of its key. The worker pushes the message until it is done, and goes on with
-//! its other keys while the message waits. A message that is given up may end as a dead letter, which one producer
-//! stores for all modules. The commit point goes back to the group, which stores it.
+//! and sends the message to the *worker* of its key. The worker pushes the message until it is done, and continues with
+//! its other keys while the message waits. A message that is given up may become a dead letter; one producer stores the
+//! dead letters of all modules. The commit point goes back to the group, which stores it.
 //!
-//! **kmonitor**, for each cluster: a *poller* reads stored offsets and owners from ZooKeeper or Kafka, then the ends of
-//! the logs from the brokers, keeps what it saw in a table, and publishes the *view* that the HTTP handler answers
-//! from.
+//! **kmonitor**, for each cluster: a *poller* reads stored offsets and owners from ZooKeeper or Kafka, then the log end
+//! offsets from the brokers, records them in a table, and publishes the *view* from which the HTTP handler answers.
 //!
 //! # Invariants
 //!
@@ -57,9 +57,10 @@
 //!    over, and cannot change the stored offset afterwards: every write is conditional on a version that each claim
 //!    changes.
 //! 5. kmonitor leaves an unknown delay out; it never shows it as 0, negative or frozen.
-//! 6. No request, message, configuration file or answer of a peer ends a daemon or makes its memory grow without a
+//! 6. No request, message, configuration file or response of a peer ends a daemon or makes its memory grow without a
 //!    bound. Every queue has a bound, and the code that creates it says what happens when it is full.
-//! 7. SIGTERM: accept nothing new, finish what is in flight (within `shutdown_grace_ms`), store, release, exit 0.
+//! 7. SIGTERM: accept nothing new, finish requests and pushes in flight (within `shutdown_grace_ms`), store offsets,
+//!    release claims, exit 0.
 //!
 //! # Threads
 //!
@@ -74,8 +75,8 @@
 //!   writes the log files, `reload` runs after a SIGHUP. They start when they are needed, and may be abandoned while
 //!   they hang. The code that starts them bounds their number.
 //!
-//! Outside of it, a call for the offsets of many brokers has a scoped thread for each of them (`kafka-offsets`), which
-//! ends with the call.
+//! One exception: a call that reads offsets from many brokers starts a scoped thread for each broker (`kafka-offsets`),
+//! which ends with the call.
 //!
 //! # What is deliberately absent
 //!
@@ -88,7 +89,7 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → `access`, [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `locks`, `panics`, `random`, `rates`, `regular_file`,
+//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `heap`, `locks`, `panics`, `random`, `rates`, `regular_file`,
 //! `tls_client`, `token_bucket`.
 
 pub mod daemon;
@@ -109,6 +110,7 @@ pub mod metrics;
 pub mod clock;
 pub mod config;
 mod decimal;
+mod heap;
 mod locks;
 pub mod logging;
 mod panics;

@@ -1,4 +1,4 @@
-//! How much is counted in a second, over about a minute. Pure.
+//! Computes rates per second from counts, over about the last minute. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// The time over which a rate is computed.
 const OVER: Duration = Duration::from_secs(60);
 
-/// With less time between the first and the last point, a rate says nothing.
+/// Shortest time between the first and the last point for which a rate is computed.
 const MIN_SPAN: Duration = Duration::from_secs(10);
 
 /// Points are at least this far apart, so that there are at most 14.
@@ -32,8 +32,8 @@ impl<const N: usize> Default for Rates<N> {
 }
 
 impl<const N: usize> Rates<N> {
-    /// Adds what was counted since the last call. Sums of differences, not differences of sums: so a partition that is
-    /// unknown for a while adds nothing instead of making a peak.
+    /// Adds the counts since the last call. These are differences, not totals, so a partition that is unknown for a
+    /// while adds nothing instead of causing a peak.
     pub(crate) fn record(&mut self, elapsed: Duration, added: [u64; N]) {
         for (total, added) in self.totals.iter_mut().zip(added) {
             *total = total.saturating_add(added);
@@ -58,7 +58,7 @@ impl<const N: usize> Rates<N> {
         }
     }
 
-    /// Returns how much was counted in a second; `None` until there are points for 10 s.
+    /// Returns the counts per second; `None` until the points cover 10 s.
     #[expect(clippy::cast_precision_loss, reason = "a rate needs no 53 bits")]
     pub(crate) fn per_second(&self) -> Option<[f64; N]> {
         let (first, last) = self.points.front().zip(self.points.back())?;

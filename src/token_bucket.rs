@@ -1,8 +1,9 @@
 //! A token bucket: a limit on units a second, such as requests, bytes or pushes.
 //!
-//! A bucket starts full and fills at a steady rate. Who takes more tokens than it has is refused with the time to wait,
-//! or reserves them and waits for that time. The whole state of a bucket is one number, the time at which it will be
-//! full again. So taking tokens is one atomic operation, and an idle bucket equals a new one.
+//! A bucket starts full and fills at a steady rate. A caller that needs more tokens than the bucket has gets the time
+//! to wait instead ([`TokenBucket::take`]), or reserves them and waits for that time ([`TokenBucket::reserve`]). The
+//! whole state of a bucket is one number, the time at which it will be full again. So taking tokens is one atomic
+//! operation, and an idle bucket equals a new one.
 //!
 //! Time is nanoseconds since any fixed moment. Invariant: the units that pass in any period are at most those of the
 //! rate, plus the burst, plus one take, plus what [`TokenBucket::take_anyway`] takes.
@@ -24,7 +25,7 @@ pub(crate) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// Creates a full bucket that holds what the rate yields in `burst`.
+    /// Creates a full bucket whose capacity is the number of tokens that the rate yields in `burst`.
     pub(crate) fn new(per_second: NonZeroU64, burst: Duration) -> Self {
         let capacity_nanos = u64::try_from(burst.as_nanos()).unwrap_or(u64::MAX);
         TokenBucket { per_second, capacity_nanos, full_at: AtomicU64::new(0) }

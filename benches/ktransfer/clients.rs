@@ -1,4 +1,4 @@
-//! What other clients reach with the same backend.
+//! Measures other clients with the same backend, for comparison.
 
 use std::process::Command;
 use std::thread;

@@ -3,14 +3,14 @@
 //! `make bench-ktransfer`, or `cargo bench --bench ktransfer -- [MESSAGES [WORKERS...]]` where `wrk` is installed. The
 //! messages have 200 bytes and random keys over 8 partitions. They go to one backend, nginx where it is installed, that
 //! answers at once. Broker, backend and ktransfer share the machine, whose speed varies between runs, so the same run
-//! shows what others reach with the same backend:
+//! also measures other clients with the same backend:
 //!
 //! - "ureq alone": the HTTP client of ktransfer without our transport, Kafka and order, on as many threads;
-//! - "one per partition": the same with a thread for each partition, as a pusher without workers would do;
+//! - "one per partition": the same with a thread for each partition, like a program without workers;
 //! - "wrk": the load generator on as many connections, which shows the limit of the backend.
 //!
-//! With `LATENCY_MS=5` the backend takes 5 ms to answer, which is what workers are for: a pusher of one message at a
-//! time waits meanwhile.
+//! With `LATENCY_MS=5` the backend takes 5 ms to answer. That is the case for which workers exist: a program that
+//! pushes one message at a time waits meanwhile.
 //!
 //! With `BASELINE=FOLDER` the `ktransfer_bin` of that folder is measured in turns with this build.
 

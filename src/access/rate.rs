@@ -94,7 +94,7 @@ impl RateMeter {
         Err(longest)
     }
 
-    /// Refunds what is left of a cost that was taken `age` nanoseconds ago.
+    /// Refunds the part of a cost, taken `age` nanoseconds ago, that the rate has not refilled meanwhile.
     pub(crate) fn give_back(&self, cost: RateCost, age: u64) {
         self.each(cost, |bucket, units| bucket.give_back(units, age));
     }

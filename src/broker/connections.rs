@@ -11,7 +11,7 @@ pub struct ConnectionStatus {
     pub broker: i32,
     /// The acks level.
     pub acks: Acks,
-    /// What the connection does.
+    /// The state of the connection.
     pub state: ConnectionState,
     /// Since when; for a throttled connection: until when. `None` if that is not known.
     pub time: Option<Instant>,
@@ -19,7 +19,7 @@ pub struct ConnectionStatus {
     pub reason: String,
 }
 
-/// What a connection to a broker does, from the best to the worst.
+/// The state of a connection to a broker, from the best to the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConnectionState {
     /// It works.

@@ -139,8 +139,8 @@ pub fn membership(broker: &BrokerConfig, config: MembershipConfig) -> Result<Box
     }
 }
 
-/// Makes what reads and commits the offsets of `topic` for `group` from outside of the group; no broker need be
-/// reachable.
+/// Makes a client that reads and commits the offsets of `topic` for `group` from outside of the group; no broker need
+/// be reachable.
 pub fn group_offsets(broker: &BrokerConfig, group: Arc<str>, topic: Arc<str>) -> Result<Box<dyn GroupOffsets>, String> {
     match broker.engine.resolve()? {
         BuiltInEngine::Native => Ok(Box::new(native::NativeGroupOffsets::new(broker, group, topic)?)),

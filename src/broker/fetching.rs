@@ -1,4 +1,4 @@
-//! What a fetcher returns, and its interface.
+//! The interface of a fetcher, and the types that it returns.
 
 use std::time::Duration;
 
@@ -122,6 +122,11 @@ pub enum FetchEvent {
         partition: TopicPartition,
         /// The cause, as an error text.
         reason: String,
+    },
+    /// A partition with a `PartitionError` is read again; comes also if there is no message to read.
+    Recovered {
+        /// The partition.
+        partition: TopicPartition,
     },
     /// One broker cannot be reached and is retried; partitions of other brokers are still read.
     BrokerUnreachable {

@@ -1,7 +1,7 @@
 //! Membership in a consumer group that Kafka manages, and the offsets that are committed for it.
 //!
-//! A member reads one topic. It never blocks on its owner: without commands it keeps its session alive, and answers
-//! rebalances with what it holds.
+//! A member reads one topic. It never blocks on its owner: without commands it keeps its session alive, and joins
+//! rebalances with the partitions that it holds.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -48,8 +48,8 @@ pub enum MembershipEvent {
     /// All partitions are lost, for this reason; other members may have them already. The owner must stop work at once,
     /// without a commit, and then release them.
     Lost(ReleaseToken, String),
-    /// The coordinator has answered a heartbeat that was sent at this time: the member lives for a session timeout from
-    /// then on. A join or a sync proves nothing.
+    /// The coordinator has answered a heartbeat that was sent at this time: the session lasts for a session timeout
+    /// from then on. A join or a sync does not prove that.
     Proven(Instant),
     /// The member has ended with an error that a retry cannot remove.
     Failed(String),
@@ -111,7 +111,7 @@ pub trait GroupOffsets: Send {
 /// A member of a group. Dropping the value ends the member without leaving the group: others get its partitions when
 /// its session has ended.
 pub trait Membership: GroupOffsets {
-    /// Adds what becomes ready when [`next`](Self::next) has an event.
+    /// Adds the channels that become ready when [`next`](Self::next) has an event.
     fn register<'a>(&'a self, select: &mut Select<'a>);
 
     /// Returns the next event, if there is one.

@@ -1,11 +1,13 @@
 //! The gate in front of a producer engine: it looks topics up, holds appends until their topic is known, and refuses at
-//! once what cannot work.
+//! once appends that cannot succeed.
 //!
-//! - [`state`]: what the gate, its thread and the engine share. [`reachability`]: whether a broker can be reached.
+//! - [`state`]: the state that the gate, its thread and the engine share. [`reachability`]: whether a broker can be
+//!   reached.
 //! - [`gate`]: takes the appends. [`metadata_loop`]: the metadata thread.
 //!
-//! An append to a known topic goes straight to the engine. Another one, and one to a partition that the topic lacks,
-//! waits for the thread `kafka-metadata` ([`metadata_loop`]), which also checks whether a broker can be reached.
+//! An append to a known topic goes directly to the engine. An append to any other topic, or to a partition that the
+//! topic lacks, waits for the thread `kafka-metadata` ([`metadata_loop`]), which also checks whether a broker can be
+//! reached.
 //!
 //! Invariants: the appends of each partition reach the engine in the order of the calls, since the lock of the table is
 //! held while one is submitted; the time in the table counts towards an append's timeout; at its deadline an append

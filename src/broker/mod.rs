@@ -39,7 +39,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use cluster_reading::{GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo};
+pub use crate::kafka::config::RequestCounter;
+pub use cluster_reading::{
+    CommittedOffset, GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo,
+};
 pub use connections::{ConnectionState, ConnectionStatus};
 pub use engines::{fetcher, group_offsets, group_reader, log_ends, membership, producer};
 pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};
@@ -173,13 +176,13 @@ pub enum AppendFailure {
     Unreachable,
     /// No acknowledgement came before the deadline.
     TimedOut,
-    /// The message breaks a rule of its topic: no key where the topic is compacted, a timestamp outside of the range of
-    /// the topic, or what a policy of the brokers forbids. The reason quotes the error of Kafka.
+    /// The message breaks a rule of its topic: no key in a compacted topic, a timestamp outside the range of the topic,
+    /// or a policy of the brokers. The reason quotes the error of Kafka.
     Invalid,
     /// The daemon may not write to the topic; the reason quotes the error of Kafka.
     NotAuthorized,
-    /// The broker refused the request for a reason that lies neither in the message nor in a missing right: a setting
-    /// of the daemon or of the brokers. The reason quotes the error of Kafka.
+    /// The broker refused the request because of a setting of the daemon or of the brokers, not because of the message
+    /// or a missing right. The reason quotes the error of Kafka.
     Refused,
     /// A quota of the brokers leaves no time to send the message before its deadline. `seconds`: the time after which
     /// the quota allows the next request, at least 1.
@@ -395,9 +398,11 @@ pub struct BrokerConfig {
     pub request_timeout: Duration,
     /// Settings from the user's `kafka` map.
     pub settings: KafkaSettings,
+    /// Counts the requests that the engine `native` sends; the other engine counts none.
+    pub requests: RequestCounter,
 }
 
-/// What a producer needs beside a [`BrokerConfig`].
+/// The settings of a producer in addition to a [`BrokerConfig`].
 #[derive(Clone, Debug)]
 pub struct ProducerConfig {
     /// Partitioner of keyed messages.
@@ -410,7 +415,7 @@ pub struct ProducerConfig {
     pub timeout: Duration,
 }
 
-/// What a fetcher needs beside a [`BrokerConfig`].
+/// The settings of a fetcher in addition to a [`BrokerConfig`].
 #[derive(Clone, Debug)]
 pub struct FetcherConfig {
     /// Prefetched bytes, over all partitions, from which no further fetch request is sent.

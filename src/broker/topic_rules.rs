@@ -1,10 +1,10 @@
-//! What a topic accepts, as far as it is known before a message is sent: its configuration, and whether the daemon may
-//! write to it. Without IO and without a clock.
+//! The rules of a topic that are known before a message is sent: its configuration, and whether the daemon may write to
+//! it. Without IO and without a clock.
 //!
 //! A message that breaks a rule is refused without a request. At `acks=0` no response could report the refusal, and a
 //! broker that receives such a message closes the connection, which loses the messages of other clients.
 //!
-//! What is not known is not a rule: the broker decides.
+//! If a rule is not known, the broker decides.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ pub(super) const CONFIG_NAMES: [&str; 7] = [
     "message.timestamp.after.max.ms",
 ];
 
-/// What a topic accepts.
+/// The known rules for the messages that a topic accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TopicRules {
     /// Largest batch in bytes, as it is sent; `usize::MAX` if unknown.

@@ -66,7 +66,7 @@ pub(super) trait HasDeadline {
     fn deadline(&self) -> Instant;
 }
 
-/// What the table has about a topic.
+/// The entry of the table for a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// The topic exists with this number of partitions and these rules.
@@ -122,8 +122,8 @@ impl<W> TopicTable<W> {
         }
     }
 
-    /// Returns what is known of `topic` for an append to `partition`. A partition that a known topic lacks must be
-    /// looked up, unless the topic was refreshed a short while ago.
+    /// Returns the entry of `topic` for an append to `partition`. A partition that a known topic lacks must be looked
+    /// up, unless the topic was refreshed a short while ago.
     pub(super) fn known(&self, topic: &str, partition: Option<i32>, now: Instant) -> Known {
         match self.topics.get(topic) {
             Some(Topic::Known(topic)) => {

@@ -20,7 +20,7 @@ pub struct Tool<C> {
 pub struct ToolOption {
     /// The name, without the dashes before it.
     pub name: &'static str,
-    /// What the value is, for the help; empty for an option without a value.
+    /// The placeholder of the value in the help; empty for an option without a value.
     pub value: &'static str,
     /// For the help.
     pub description: &'static str,

@@ -1,8 +1,8 @@
 //! Answers requests for a page, its rows and its files.
 //!
-//! What several clients request in the same second is rendered once, and its bytes are shared: a page that many people
-//! have open, or that a program requests in a loop, costs little. It is not rendered once for each change, because the
-//! ages in it would then stand still.
+//! A page that several clients request in the same second is rendered once, and its bytes are shared. So a page that
+//! many people have open, or that a program requests in a loop, costs little. The page is rendered again every second
+//! even without a change, because the ages in it would otherwise stand still.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -22,13 +22,13 @@ const ALLOWED: &str = "GET, HEAD, OPTIONS";
 /// Number of different answers that are kept, for the page and for its rows.
 const MAX_KEPT: usize = 4;
 
-/// A page of a daemon: pure functions of what it shows.
+/// A page of a daemon: pure functions of its content.
 pub(crate) trait Page: Parameters {
-    /// What the page shows.
+    /// The content that the page shows.
     type Content;
 
-    /// Returns a name of the rows: it changes when they change, not with the ages of what they show, which the script
-    /// keeps current.
+    /// Returns the version of the rows. It changes when the rows change, but not with the ages in them, which the
+    /// script keeps current.
     fn version(content: &Self::Content, query: &Query<Self>, now: Moment) -> String;
 
     /// Renders the whole page.
@@ -62,7 +62,7 @@ impl<T> Recent<T> {
     }
 }
 
-/// The answers of a page, with what was rendered last.
+/// The answers of a page, with the latest rendered bytes.
 pub(crate) struct PageAnswers<P: Page> {
     page: Rendered<P>,
     rows: Rendered<P>,

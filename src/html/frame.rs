@@ -1,5 +1,5 @@
-//! The frame of a page, and the parts of it that are the same on all pages: the filter, the number of rows, the
-//! headings, the links to other pages.
+//! The frame of a page, and the elements that all pages have: the filter, the number of rows, the headings, the links
+//! to other pages.
 //!
 //! The script replaces the elements of [`Fragment`], which it finds by their ids: `summary`, `verdicts`, `shown`,
 //! `modules` (the table), `pages`, and `extra` where a page has it.
@@ -31,18 +31,18 @@ impl Fragment {
     }
 }
 
-/// What stands around the parts that change.
+/// The parts of a page that do not change.
 pub(crate) struct Frame<'a, P: Parameters> {
     /// Name of the daemon.
     pub(crate) daemon: &'static str,
-    /// What a row is, in the plural.
+    /// Noun for the rows in the plural, such as `modules`.
     pub(crate) things: &'static str,
-    /// The title: what a browser shows where the page itself is not seen.
+    /// The title, which browsers show in tabs and bookmarks.
     pub(crate) title: &'a str,
     pub(crate) query: &'a Query<P>,
     /// Names of the clusters, if the page has any.
     pub(crate) clusters: &'a [&'a str],
-    /// What the filter searches in.
+    /// The names of the texts that the filter searches, as a placeholder of its field.
     pub(crate) placeholder: &'static str,
     /// Path of the same content for programs.
     pub(crate) data: &'static str,
@@ -127,8 +127,8 @@ pub(crate) fn verdict_word(verdict: impl Choice) -> String {
     format!("<span class=\"verdict\" data-verdict=\"{0}\">{0}</span>", verdict.word())
 }
 
-/// Renders the list above the rows. Its attributes are what the script needs to know of a page; `things` is what a row
-/// is, in the plural.
+/// Renders the list above the rows. Its attributes are the data that the script needs; `things` is the noun for the
+/// rows in the plural.
 pub(crate) fn summary(title: &str, things: &str, now: Moment, items: &str) -> String {
     // The style sheet and the script belong to the page, so a page of another version has other paths.
     let version = format!("{} {}", assets().script.path, assets().style.path);
@@ -156,8 +156,8 @@ pub(crate) fn verdict_boxes<V: Choice>(state: impl Fn(V) -> (bool, usize)) -> St
     boxes + "</fieldset>"
 }
 
-/// Says how many rows match and how many have a verdict that is not shown. `things`: what a row is, in the plural;
-/// `only_ok_is_hidden`: whether all of those are OK.
+/// Says how many rows match and how many have a verdict that is not shown. `things`: the noun for the rows in the
+/// plural; `only_ok_is_hidden`: whether all of those are OK.
 pub(crate) fn shown<P: Parameters>(
     query: &Query<P>,
     things: &str,

@@ -1,8 +1,8 @@
-//! What the operators' pages of the daemons share: text that is safe in HTML, numbers and times for people, the frame
-//! of a page, its query and its answers, and the files that it loads.
+//! The parts that the operators' pages of the daemons share: text that is safe in HTML, numbers and times for people,
+//! the frame of a page, its query and its answers, and the files that it loads.
 //!
-//! Reading order: here, `query` (what a request selects), `selection` (which rows that is), `frame` (what stands around
-//! the rows), `answer`, `assets`.
+//! Reading order: this file, `query` (the selection of a request), `selection` (the selected rows), `frame` (the page
+//! around the rows), `answer`, `assets`.
 //!
 //! Invariant: names come from ZooKeeper and Kafka, where `<script>` is a legal name. They reach a page only through
 //! [`Text`], in elements and in quoted attributes, and through [`Encoded`] in links.

@@ -1,4 +1,4 @@
-//! What a request of a page selects: parameters to a [`Query`], and a [`Query`] to links.
+//! The selection of a request for a page: parses parameters into a [`Query`], and renders a [`Query`] as links.
 
 use std::fmt::{Debug, Display, Write};
 
@@ -34,7 +34,7 @@ pub(crate) trait Choice: Copy + Debug + Eq + 'static {
     }
 }
 
-/// What the parameters of one daemon's page can be.
+/// The parameter types of one daemon's page.
 pub(crate) trait Parameters: Clone + Debug + Eq + 'static {
     /// The verdict of a row.
     type Verdict: Choice;

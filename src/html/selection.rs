@@ -1,4 +1,4 @@
-//! Which rows a page shows, and in which order. Pure.
+//! Selects and sorts the rows that a page shows. Pure.
 
 use super::frame::{self, Paging};
 use super::query::{Choice, Parameters, Query};
@@ -12,7 +12,7 @@ pub(crate) trait Row<P: Parameters> {
     fn texts(&self) -> Vec<&str>;
 }
 
-/// The rows of one page, and what is known of the others.
+/// The rows of one page, and the number of the others.
 pub(crate) struct Selection<'a, R> {
     /// The rows of this page.
     pub(crate) rows: Vec<&'a R>,

@@ -18,7 +18,7 @@ pub struct Version {
 
 impl Version {
     /// Creates the version that `tag` names: equal tags mean equal bytes. Characters that an entity tag may not have
-    /// become `_`. A cache may keep the page, but asks at each request whether it is current.
+    /// become `_`. A cache may keep the page, but must revalidate it at each request.
     pub fn new(tag: impl Display) -> Self {
         let allowed = |character: char| character.is_ascii_graphic() && character != '"';
         let tag: String =

@@ -34,8 +34,8 @@ pub struct ServerLimits {
     pub body_budget: Option<ByteBudget>,
     /// Budget for the bodies of large responses, from the time they are sent until the client has read them; shared
     /// bodies do not count. A response that does not fit is replaced by a 503 with `Retry-After`. With `None` the
-    /// unread parts count in `body_budget`, and a response that does not fit is cut off: right for a server whose
-    /// responses say what was done.
+    /// unread parts count in `body_budget`, and a response that does not fit is cut off. That is right for a server
+    /// whose responses report an effect: a 503 after the effect would be wrong.
     pub answer_budget: Option<ByteBudget>,
 }
 

@@ -74,7 +74,8 @@ pub(super) struct ServerCounters {
     pub(super) connections: IntGauge,
     pub(super) accepted: IntCounter,
     pub(super) accept_failures: IntCounter,
-    /// For the metrics whose labels are looked up on each use: those of failures, and of one event a connection.
+    /// For the metrics whose labels are looked up on each use: failures, and events that happen once for each
+    /// connection.
     families: ServerMetrics,
     server: &'static str,
 }

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 /// One parameter of a query string, still percent-encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueryPair<'a> {
-    /// What is before the first `=`.
+    /// The part before the first `=`.
     pub name: &'a str,
-    /// What is after it; `None` without a `=`.
+    /// The part after the first `=`; `None` without a `=`.
     pub value: Option<&'a str>,
 }
 
@@ -24,7 +24,7 @@ pub fn query_pairs(query: &str) -> impl Iterator<Item = QueryPair<'_>> {
     })
 }
 
-/// Returns what is before the first `separator`, an ASCII character, and what is after it.
+/// Returns the parts before and after the first `separator`, an ASCII character.
 fn split_at_byte(text: &str, separator: u8) -> (&str, Option<&str>) {
     match text.bytes().position(|byte| byte == separator) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),

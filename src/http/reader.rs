@@ -153,7 +153,7 @@ impl Reader {
     }
 
     /// Closes the idle connections. A request that has arrived and was not read yet is served before: closing its
-    /// connection would reset it, and the client could not know what became of the request.
+    /// connection would reset it, and the client could not know whether the request was processed.
     fn begin_drain(&mut self, scratch: &mut [u8]) {
         for index in self.clients.slots() {
             if self.is_idle(index) {

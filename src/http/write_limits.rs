@@ -19,7 +19,7 @@ pub struct WriteLimits {
     pub max: Duration,
 }
 
-/// What the client has taken of a response.
+/// The progress of a client in reading a response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WriteProgress {
     /// When the response was written for the first time.

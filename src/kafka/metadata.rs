@@ -69,7 +69,8 @@ pub struct TopicMetadata {
     pub id: Option<TopicId>,
     /// Error code of the protocol, see [`super::error_code`]. With an error there are no partitions.
     pub error_code: i16,
-    /// Whether the client may write to the topic; `None` unless the request asked for it and the broker knows it.
+    /// Whether the client may write to the topic; `None` unless the request has `include_rights` and the broker knows
+    /// it.
     pub may_write: Option<bool>,
     /// The partitions, in the order of the response, which is not that of their numbers.
     pub partitions: Vec<PartitionMetadata>,

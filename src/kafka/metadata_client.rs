@@ -57,7 +57,7 @@ pub struct MetadataClient {
     current: Option<PooledBroker>,
 }
 
-/// What a metadata request asks for beside the partitions.
+/// The options of a metadata request.
 #[derive(Clone, Copy)]
 pub(super) struct MetadataOptions {
     pub(super) allow_auto_create: bool,
@@ -67,7 +67,7 @@ pub(super) struct MetadataOptions {
 /// The options of most requests.
 pub(super) const NO_CREATION: MetadataOptions = MetadataOptions { allow_auto_create: false, include_rights: false };
 
-/// What an attempt returned if the connection worked: the result, or why the response is of no use.
+/// The outcome of an attempt whose connection worked: the result, or why the response cannot be used.
 pub(super) type Answer<T> = Result<T, String>;
 
 impl MetadataClient {

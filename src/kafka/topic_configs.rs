@@ -1,4 +1,4 @@
-//! What a producer can know of a topic beside its partitions: its configuration, and whether the client may write.
+//! Reads properties of topics other than their partitions: their configuration, and whether the client may write.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -22,8 +22,8 @@ pub struct Node {
     pub created_ms: i64,
     /// Milliseconds since 1970 of the last write, by the clock of the server; 0 if unknown.
     pub modified_ms: i64,
-    /// Id of the change that created or deleted a child last (`pzxid`): as long as it is the same, the node has the
-    /// same children, which were not recreated either. 0 if unknown.
+    /// Id of the last change that created or deleted a child (`pzxid`). As long as it is the same, the node has the
+    /// same children, and none was recreated. 0 if unknown.
     pub children_changed: i64,
     /// Number of children.
     pub child_count: u32,
@@ -34,7 +34,7 @@ pub struct Node {
 pub struct ManyNodes {
     /// In the order of the paths.
     pub nodes: Vec<Result<Option<Node>, KeeperError>>,
-    /// What the requests cost the server, in reads of one node.
+    /// The cost of the requests for the server, in reads of one node.
     pub cost: u64,
 }
 

@@ -52,7 +52,7 @@ pub(crate) fn offset(group: &str, topic: &str, partition: PartitionId) -> String
     format!("{CONSUMERS}/{group}/offsets/{topic}/{partition}")
 }
 
-/// Returns the node of what is done ahead of the stored offset of a partition. The original ignores it.
+/// Returns the node with the messages done ahead of the stored offset of a partition. The original ignores it.
 pub(crate) fn ahead(group: &str, topic: &str, partition: PartitionId) -> String {
     format!("{CONSUMERS}/{group}/ahead/{topic}/{partition}")
 }
@@ -62,7 +62,7 @@ pub(crate) fn paused(group: &str, topic: &str) -> String {
     format!("{CONSUMERS}/{group}/paused/{topic}")
 }
 
-/// Returns the node of how far the dead letters of a module are replayed. The original ignores it.
+/// Returns the node with the position up to which the dead letters of a module are replayed. The original ignores it.
 pub(crate) fn replayed(group: &str, topic: &str, partition: PartitionId) -> String {
     format!("{CONSUMERS}/{group}/replayed/{topic}/{partition}")
 }

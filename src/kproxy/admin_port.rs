@@ -27,7 +27,7 @@ const REFUSALS: [(&str, &str); 5] = [
     ("http_timeouts_total", "deadline of the server"),
 ];
 
-/// What the page is made of.
+/// The sources of the page's content.
 pub(super) struct PageSource {
     pub(super) handler: Arc<CommitHandler>,
     pub(super) traffic: Arc<Traffic>,
@@ -74,12 +74,12 @@ impl PageSource {
         ]
     }
 
-    /// Returns what was refused since the start, in words.
+    /// Returns the number of refusals since the start by kind, each with its description.
     fn refusals(&self) -> Vec<(String, u64)> {
         let counts = self.registry.counts(&REFUSALS.map(|(name, _)| name));
         let in_words = |(name, labels, count): (String, Vec<String>, u64)| {
             let (_, what) = REFUSALS.iter().find(|(metric, _)| *metric == name)?;
-            // Those of the admin port are not of interest.
+            // The refusals of the admin port are left out.
             let labels: Vec<&str> = labels.iter().map(String::as_str).filter(|label| *label != SERVER).collect();
             let words = if labels.is_empty() { (*what).to_owned() } else { format!("{what}: {}", labels.join(", ")) };
             (count > 0 && !labels.contains(&"admin")).then_some((words, count))

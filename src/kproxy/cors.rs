@@ -2,8 +2,8 @@
 //! <https://fetch.spec.whatwg.org/#http-cors-protocol>): which origins may send them and read the answers.
 //!
 //! Before a request with credentials, a JSON body or an `X-Kafka-Header-` field, a browser sends a pre-flight request:
-//! OPTIONS with `Access-Control-Request-Method`. CORS protects answers from being read; it does not keep a page from
-//! sending a simple request, and it is no substitute for credentials.
+//! OPTIONS with `Access-Control-Request-Method`. CORS protects answers from being read; it does not prevent a page from
+//! sending a simple request, and it does not replace credentials.
 
 use crate::config::{Problems, Section};
 use crate::http::{Head, Response};

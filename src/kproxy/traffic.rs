@@ -1,5 +1,5 @@
-//! How many commits a second are answered for each topic and status, over the last minute: from the counters that
-//! `/metrics` shows.
+//! The rate of answered commits for each topic and status over the last minute, from the counters that `/metrics`
+//! shows.
 //!
 //! Bound: a topic has a label, and with it an entry here, only if a message was stored in it; at most 1,000 have.
 
@@ -71,7 +71,7 @@ impl Traffic {
         for series in answered {
             let code =
                 state.topics.entry(series.topic).or_default().entry(series.code).or_insert_with(|| CodeTraffic {
-                    // What a new series counts, it has counted since the sample before.
+                    // A new series has counted from 0 since the previous sample.
                     rates: started_at_zero(elapsed),
                     totals: BTreeMap::new(),
                 });

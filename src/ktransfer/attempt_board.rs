@@ -1,5 +1,5 @@
-//! What the workers of a module are doing with messages that take long: the push of each worker that is on the wire,
-//! and the messages whose latest attempt failed. Operators see it for the message that holds a commit point.
+//! The attempts of a module's workers, for operators: the push of each worker that is on the wire, and the messages
+//! whose latest attempt failed. The status shows them for the message that holds a commit point.
 //!
 //! A push that succeeds at once costs one lock that only its worker uses. Invariant: the failed messages on the board
 //! are not acknowledged, so `window_size` bounds those that are retried, and `max_commit_gap` and the memory budget

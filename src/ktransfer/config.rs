@@ -127,7 +127,7 @@ pub(super) struct ModuleConfig {
     pub(super) waiting_queue_size: NonZeroUsize,
     /// `start_from`: where reading starts in a partition without a stored offset.
     pub(super) start_from: StartFrom,
-    /// `idempotency_key`: what the header `Idempotency-Key` consists of.
+    /// `idempotency_key`: the parts of the header `Idempotency-Key`.
     pub(super) idempotency_key: IdempotencyKey,
     /// `ejection`: when a backend that fails is taken out of use.
     pub(super) ejection: EjectionConfig,
@@ -262,8 +262,9 @@ fn check_without_zookeeper(section: &mut Section, has_brokers: bool, engine: Eng
     }
 }
 
-/// Checks what the dead-letter topics of all modules need: record headers, and an end. A module that reads the
-/// dead-letter topic of another one may have a dead-letter topic too, but no message may come back to the first.
+/// Checks the requirements of the dead-letter topics of all modules: the engine has record headers, and the topics form
+/// no cycle. A module that reads the dead-letter topic of another one may have a dead-letter topic too, but no message
+/// may come back to the first.
 fn check_dead_letters(modules: &[ModuleConfig], engine: Engine, section: &Section, problems: &mut Problems) {
     for module in modules {
         let Some(first) = &module.dead_letter_topic else { continue };

@@ -11,7 +11,7 @@ use super::group::{Group, GroupObservers, Leases};
 use super::module::Connectors;
 use crate::broker::membership::{GroupOffsets, MembershipConfig};
 use crate::broker::{
-    self, BrokerConfig, FetcherConfig, HeaderLimits, LogEnds, PartitionerKind, Producer, ProducerConfig,
+    self, BrokerConfig, FetcherConfig, HeaderLimits, LogEnds, PartitionerKind, Producer, ProducerConfig, RequestCounter,
 };
 use crate::keeper::{self, KeeperConfig, SharedKeeper, discovery};
 use crate::supervise::Supervisor;
@@ -50,7 +50,7 @@ impl ZookeeperSession {
     }
 }
 
-/// What the connections of one module are made of.
+/// Makes the connections of one module.
 pub(super) struct Connections {
     /// The configuration of the daemon.
     pub(super) config: Arc<Config>,
@@ -77,17 +77,17 @@ impl Connections {
         })
     }
 
-    /// Makes what looks up the offsets of partitions.
+    /// Makes the client that looks up the offsets of partitions.
     pub(super) fn log_ends(&self, threads: &Supervisor) -> Result<Box<dyn LogEnds>, String> {
         broker::log_ends(&self.broker()?, threads)
     }
 
-    /// Makes what reads and commits the offsets of a module in Kafka, from outside of its group.
+    /// Makes the client that reads and commits the offsets of a module in Kafka, from outside of its group.
     pub(super) fn group_offsets(&self, module: &ModuleConfig) -> Result<Box<dyn GroupOffsets>, String> {
         broker::group_offsets(&self.broker()?, Arc::clone(&module.name), Arc::clone(&module.topic))
     }
 
-    /// Makes what reads and commits how far the dead letters of a module are replayed, where groups are in Kafka.
+    /// Makes the client that reads and commits the positions of a replay of dead letters, if groups are in Kafka.
     pub(super) fn replayed_offsets(&self, module: &str, topic: &Arc<str>) -> Result<Box<dyn GroupOffsets>, String> {
         broker::group_offsets(&self.broker()?, format!("{module}.replayed").into(), Arc::clone(topic))
     }
@@ -118,6 +118,7 @@ impl Connections {
             client_id: "ktransfer".to_owned(),
             request_timeout: BROKER_TIMEOUT,
             settings: self.config.kafka.clone(),
+            requests: RequestCounter::default(),
         })
     }
 

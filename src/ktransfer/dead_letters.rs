@@ -7,10 +7,10 @@
 //! ```
 //!
 //! All modules share one thread and one producer, which is made with the first letter. Neither blocks a worker: a
-//! letter that does not fit into the module's share is sent later. A worker retries a letter that could not be stored,
-//! and its message is not done before.
+//! letter that does not fit into the module's share is sent later. A worker retries a letter that could not be stored;
+//! its message is done only when the letter is stored.
 //!
-//! `record` converts a message to a dead letter and back, `letter` is a letter on its way, `status` shows the letters
+//! `record` converts a message to a dead letter and back, `letter` is a letter in flight, `status` shows the letters
 //! that wait.
 
 mod letter;
@@ -40,7 +40,7 @@ const MIN_LETTER_BYTES: usize = 64 << 10;
 pub(super) const MAX_LETTERS: usize = MAX_BYTES / MIN_LETTER_BYTES;
 
 /// Creates the channel to the thread that stores letters. It needs no bound of its own: each module has at most
-/// [`MAX_LETTERS`] letters on their way.
+/// [`MAX_LETTERS`] letters in flight.
 pub(super) fn channel() -> (Sender<Letter>, Receiver<Letter>) {
     unbounded()
 }
@@ -104,7 +104,7 @@ pub(super) fn store_letters(
             Err(reason) => letter.completion.fail(reason),
         }
     }
-    // Every worker has ended: no message is done by what is still on its way.
+    // Every worker has ended: a letter that is still in flight marks no message done.
     if let Some(producer) = producer {
         producer.close(Duration::ZERO);
     }

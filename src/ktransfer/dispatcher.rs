@@ -1,14 +1,14 @@
 //! The loop that owns the windows of a module: it sends messages to the workers, marks acknowledged messages done,
 //! commits offsets and releases partitions.
 //!
-//! The diagram of its channels is in [`ktransfer`](super). What bounds the jobs: `max_commit_gap` for each partition,
-//! and the memory budget of the module; `window_size` bounds the pushes, see `window_slots`. Invariants: a partition is
-//! committed up to its first message that is not done; a partition is released only when no push of it is in flight.
-//! The loop never blocks on a thread that may be blocked on the loop.
+//! The diagram of its channels is in [`ktransfer`](super). `max_commit_gap` for each partition and the memory budget of
+//! the module bound the jobs; `window_size` bounds the pushes, see `window_slots`. Invariants: a partition is committed
+//! up to its first message that is not done; a partition is released only when no push of it is in flight. The loop
+//! never blocks on a thread that may be blocked on the loop.
 //!
 //! `outbox` hands jobs to the workers, `offsets` handles start offsets, gaps and changed logs, `progress` reports to
-//! the group, `release` ends claims, `operator` carries out the requests of operators, `interruption` pauses and seeks,
-//! `status` shows the state.
+//! the group, `release` ends claims, `stop_phase` stops the module, `operator` carries out the requests of operators,
+//! `interruption` pauses and seeks, `status` shows the state.
 
 mod channels;
 mod claims;
@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError, at, never, select};
-use log::{Level, warn};
+use log::Level;
 
 use super::fetcher::{FetchCommand, Fetched};
 use super::group::{GroupCommand, GroupEvent};
@@ -52,13 +52,13 @@ use partition::{ClaimedPartition, shown};
 use pending_request::PendingRequest;
 use stop_phase::StopPhase;
 
-/// Limit on the reports that are handled before the loop looks at its other channels.
+/// Limit on the reports that are handled before the loop checks its other channels.
 const MAX_REPORTS_IN_A_TURN: usize = 256;
 /// How long reports are gathered after one has come. Without it each report would wake this thread: two system calls
 /// and two context switches for each message.
 const GATHER_REPORTS: Duration = Duration::from_micros(300);
-/// Number of held-back messages at which their partition is paused. It is resumed at half of it, so that a small
-/// `max_commit_gap` does not pause and resume with every message.
+/// Number of held-back messages at which their partition is paused. It is resumed at half of this number, so that a
+/// small `max_commit_gap` does not pause and resume with every message.
 const MAX_HELD_BACK: usize = 128;
 
 /// The events that wake the loop.
@@ -142,7 +142,7 @@ impl Dispatcher {
         self.channels.group_commands.send(GroupCommand::Leave);
     }
 
-    /// Handles what the channels have, and does what is due. Waits for an event only if `may_block`.
+    /// Handles the events in the channels, and performs actions that are due. Waits for an event only if `may_block`.
     fn turn(&mut self, may_block: bool) {
         let has_reports = self.take_reports();
         let has_batch = self.take_batch();
@@ -247,13 +247,13 @@ impl Dispatcher {
             Event::Report(report) => self.on_report(report, Instant::now()),
             Event::Operator(request) => self.on_request(request),
             Event::Stop => self.begin_stop(),
-            // The end of the turn does what is due.
+            // The end of the turn performs the actions that are due.
             Event::Deadline => {}
             Event::Disconnected => self.release_all_now(),
         }
     }
 
-    /// Does what the events of this turn have made possible or necessary, and what is due.
+    /// Performs the actions that follow from the events of this turn, and those that are due.
     fn end_turn(&mut self, now: Instant) {
         self.follow_pauses();
         self.continue_interruptions(now);
@@ -262,8 +262,9 @@ impl Dispatcher {
         self.send_commits();
         self.send_snapshots(now);
         self.settle_requests(now);
-        self.continue_releases(now);
+        // First: the releases of a stop end with it, without a warning for each.
         self.continue_stop(now);
+        self.continue_releases(now);
         self.show_metrics();
         self.show_status(now);
     }
@@ -336,7 +337,7 @@ impl Dispatcher {
         let (partition, offset) = (message.from.partition, message.offset);
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         if state.awaits_letter(offset) {
-            // It was given up before a pause: the end of its job marks it done.
+            // The message was given up before a pause: the end of its job marks it done.
             let _ = state.window.open(offset);
             return;
         }
@@ -394,34 +395,6 @@ impl Dispatcher {
             self.note_progress(partition, now);
         }
         self.release_if_drained(partition);
-    }
-
-    fn begin_stop(&mut self) {
-        self.phase = StopPhase::Ending { until: Instant::now() + self.grace };
-        for partition in self.partitions.keys().copied().collect::<Vec<_>>() {
-            self.begin_release(partition);
-        }
-    }
-
-    /// Takes the next step of a stop whose deadline has passed.
-    fn continue_stop(&mut self, now: Instant) {
-        match self.phase {
-            StopPhase::Ending { until } if until <= now => {
-                warn!(
-                    "module [{}]: pushes did not end within their part of shutdown_grace_ms, their connections are \
-                     closed",
-                    self.context.config.name
-                );
-                for state in self.partitions.values_mut() {
-                    state.end_drain(now + self.grace);
-                    state.in_flight -= self.outbox.drop_over(&state.assignment);
-                }
-                self.context.http_client.close();
-                self.phase = StopPhase::Aborted { until: now + self.grace / 8 };
-            }
-            StopPhase::Aborted { until } if until <= now => self.release_all_now(),
-            _ => {}
-        }
     }
 }
 

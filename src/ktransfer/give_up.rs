@@ -1,5 +1,5 @@
-//! Why a message is given up, and the log line and count of one that is dropped: no further push of it is attempted,
-//! and the caller marks it done.
+//! The reasons to give up a message, and the log line and counter of a dropped one: no further attempt is made, and the
+//! caller marks it done.
 //!
 //! Dispatcher and workers decide that a message is given up; with a dead-letter topic a worker then stores a dead
 //! letter (`worker/letters.rs`), otherwise [`drop_message`] logs and counts it. Invariant: each message given up is
@@ -134,8 +134,8 @@ pub(super) fn drop_message(context: &WorkerContext, message: &Message, method: O
     }
 }
 
-/// Logs a message that an operator passes over, and counts it if it gets no dead letter; the caller marks it done or
-/// stores the letter.
+/// Logs a message that an operator skips, and counts it if it gets no dead letter; the caller marks it done or stores
+/// the letter.
 pub(super) fn skip(context: &WorkerContext, job: &Job, attempts: u32, order: &SkipOrder) {
     let has_letter = order.stores_letter && context.dead_letters.is_some();
     if !has_letter {

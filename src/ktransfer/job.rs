@@ -175,7 +175,7 @@ pub(super) enum WorkerMessage {
     Recheck(Arc<ClaimIds>),
     /// The worker has a slot of the window, which it was registered for.
     SlotGranted,
-    /// Pass over this message, if this worker has it and it is not on the wire.
+    /// Skip this message, if this worker has it and it is not on the wire.
     Skip(Arc<SkipOrder>),
     /// A backend is in use again, after the worker waited because none was.
     BackendReturned,
@@ -192,17 +192,17 @@ pub(super) enum WorkerMessage {
     End,
 }
 
-/// What workers have to know of a change of the settings.
+/// The effects of a change of the settings on workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SettingsChange {
     /// The permits of the former limit on pushes are void.
     pub(super) has_new_rate: bool,
-    /// Messages that wait for their next attempt are attempted now: the backends that refused them may be gone, or the
-    /// pauses shorter.
+    /// Messages that wait for their next attempt are attempted now: the backends that refused them may be removed, or
+    /// the pauses shorter.
     pub(super) retries_now: bool,
 }
 
-/// An operator's order to pass over one message.
+/// An operator's order to skip one message.
 #[derive(Debug)]
 pub(super) struct SkipOrder {
     /// Number of the partition.
@@ -217,7 +217,7 @@ pub(super) struct SkipOrder {
     pub(super) by: Arc<str>,
     /// Whether a dead letter is stored before the message is done, if the module has a dead-letter topic.
     pub(super) stores_letter: bool,
-    /// Taken by the worker that passes the message over; cancelled by the dispatcher when that takes too long.
+    /// Taken by the worker that skips the message; cancelled by the dispatcher when that takes too long.
     pub(super) turn: Turn,
 }
 

@@ -1,4 +1,4 @@
-//! The configuration of a module, and its threads as far as a reload changes them in place.
+//! The configuration of a running module, and the threads that a reload changes in place.
 
 use std::sync::{Arc, Mutex};
 
@@ -75,7 +75,8 @@ impl LiveModule {
         lock(&self.0).threads = None;
     }
 
-    /// Changes the configuration in place. Pushes under way end as they began, the next ones follow `config`.
+    /// Changes the configuration in place. Pushes in flight finish with the former configuration, the next ones use
+    /// `config`.
     pub(super) fn change(&self, config: ModuleConfig) {
         let mut state = lock(&self.0);
         if let Some(threads) = &mut state.threads {

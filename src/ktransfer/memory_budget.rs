@@ -4,17 +4,17 @@
 //! message returns its bytes when its [`BudgetShare`] is dropped. Invariant: a batch of any size is admitted while
 //! nothing else is held, so a message larger than the budget does not wait forever.
 //!
-//! While messages are held, more are read: of large messages one waits for memory, one is decoded and one is received.
-//! So a large message is admitted beside another one only if the budget has room for three more of its size. Small
-//! messages that are held for long do not keep a large one out.
+//! While messages are held, more are read: one large message may wait for memory, one may be decoded and one received.
+//! So a large message is admitted beside another large one only if the budget has room for three more of its size.
+//! Small messages that are held for long do not prevent that a large one is admitted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// A message above this size is a large one: what is read meanwhile is more than ktransfer takes anyway. A batch has at
-/// most one of them, since it ends with the message that reaches this size.
+/// A message above this size is a large one: three of them in transit take more memory than ktransfer needs anyway. A
+/// batch has at most one of them, since it ends with the message that reaches this size.
 const LARGE_MESSAGE_BYTES: usize = 1 << 20;
 /// How many large messages may be in memory beside those held.
 const MESSAGES_BEING_READ: usize = 3;

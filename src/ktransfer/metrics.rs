@@ -57,13 +57,13 @@ pub(super) struct ModuleMetrics {
     pub(super) undecodable: IntCounter,
     /// Messages given up after the last retry, or because no request can carry them, without a dead letter.
     pub(super) given_up: IntCounter,
-    /// Messages that an operator has passed over.
+    /// Messages that an operator has skipped.
     pub(super) skipped: IntCounter,
     /// Messages that `outcomes` drops.
     pub(super) dropped: IntCounter,
     /// Messages done because their dead letter is stored.
     pub(super) dead_lettered: IntCounter,
-    /// Tombstones that `tombstones: skip` passes over.
+    /// Tombstones skipped because of `tombstones: skip`.
     pub(super) tombstones: IntCounter,
     /// Dead letters that were stored.
     pub(super) letters_stored: IntCounter,

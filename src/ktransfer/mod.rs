@@ -18,23 +18,22 @@
 //! ```
 //!
 //! `module@M` starts these threads and restarts all of them when one fails. A SIGHUP runs `reload`, which starts, stops
-//! and changes modules and touches no other ones. Each worker (`push-…`) has one channel; it
-//! keeps a queue for each of its keys, so that a message that waits for its next attempt holds up its key alone. At
-//! most `window_size` messages are pushed and not done (`window_slots`). Before a batch enters its channel the fetch
-//! loop takes its memory from `max_in_flight_bytes` (`memory_budget`); the memory returns when a message is done. The
-//! batches in the channel hold at most `waiting_queue_size` messages. While the workers have enough to do the
-//! dispatcher receives no batch, and while the memory is used up or the channel is full nothing is read from Kafka.
-//! `names@M` runs only if a backend is configured by name. `starts@M` looks up where partitions without a stored offset
-//! begin, for `fetch@M`, and sends these offsets to the group. With `admin_port` the daemon adds the threads
-//! `admin-accept`, `admin-0` and `operations`, and `dead-letters` if a module has a dead-letter topic. For groups in
-//! ZooKeeper it adds `health`, `keeper@…` and `keeper-send@…` (the session with ZooKeeper) and `leases` (extends the
-//! claims of all modules); for groups in Kafka each module has `kafka-group`, which sends the heartbeats.
+//! and changes modules and does not touch the others. Each worker (`push-…`) has one channel and keeps a queue for each
+//! of its keys, so that a message that waits for its next attempt delays only its key. At most `window_size` messages
+//! are pushed and not done (`window_slots`). Before a batch enters its channel the fetch loop takes its memory from
+//! `max_in_flight_bytes` (`memory_budget`); the memory returns when a message is done. The batches in the channel hold
+//! at most `waiting_queue_size` messages. While the workers have enough to do the dispatcher receives no batch, and
+//! while the memory is used up or the channel is full nothing is read from Kafka. `names@M` runs only if a backend is
+//! configured by name. `starts@M` looks up where partitions without a stored offset begin, for `fetch@M`, and sends
+//! these offsets to the group. With `admin_port` the daemon adds the threads `admin-accept`, `admin-0` and
+//! `operations`, and `dead-letters` if a module has a dead-letter topic. For groups in ZooKeeper it adds `health`,
+//! `keeper@…` and `keeper-send@…` (the session with ZooKeeper) and `leases` (extends the claims of all modules); for
+//! groups in Kafka each module has `kafka-group`, which sends the heartbeats.
 //!
-//! Reading order: `config`, `connections`, `modules` (which ones run), `reload`, `module` (the threads and channels of
-//! a module), `dispatcher` (the loop that
-//! owns the windows), `window`, `group`, `fetcher`, `worker`, `backends` (which one a push goes to), `push_rate`,
-//! `backend_client` (an attempt), `outcomes` (what its result means), `policy` (retries), `give_up`, `dead_letters`,
-//! `operations`, `page`; the tools `move_offsets` and `replay`.
+//! Reading order: `config`, `connections`, `modules` (the modules that run), `reload`, `module` (the threads and
+//! channels of a module), `dispatcher` (the loop that owns the windows), `window`, `group`, `fetcher`, `worker`,
+//! `backends` (the choice of a backend), `push_rate`, `backend_client` (an attempt), `outcomes` (the meaning of its
+//! result), `policy` (retries), `give_up`, `dead_letters`, `operations`, `page`; the tools `move_offsets` and `replay`.
 //!
 //! Invariant: a message is done only when a backend accepted it (`outcomes`; without this table: answered 2xx), when
 //! the method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
@@ -66,6 +65,7 @@ mod pauses;
 mod plan;
 mod policy;
 mod push_rate;
+mod read_errors;
 mod reload;
 mod replay;
 mod stop_report;
@@ -164,7 +164,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     modules.close();
     let ended = module_threads.join(shutdown_grace);
     report.end_waits();
-    // After the modules: their workers wait for dead letters on their way, within the time of a push.
+    // After the modules: their workers wait for dead letters in flight, as long as for pushes.
     letter_threads.stop().trigger();
     letter_threads.join(shutdown_grace / 20);
     if let Some(zookeeper) = zookeeper {

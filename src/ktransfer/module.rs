@@ -75,9 +75,9 @@ pub(super) struct Module {
     pub(super) grace: Duration,
     /// Longest pause before the module is started again after a failure.
     pub(super) max_pause: Duration,
-    /// What the stop of the module could not do.
+    /// The work that the stop of the module could not do.
     pub(super) report: StopReport,
-    /// What its dispatcher shares with operators.
+    /// The state that its dispatcher shares with operators.
     pub(super) operator: OperatorLink,
 }
 
@@ -156,8 +156,8 @@ impl Module {
         Ok(())
     }
 
-    /// Waits until the threads have ended, within the grace. Those of a module that a reload stops are waited for
-    /// longer: its partitions are theirs until then, and it may be started again.
+    /// Waits until the threads have ended, within the grace. If a reload stops the module, it waits longer: until then
+    /// the threads own the partitions, and the module may be started again.
     fn join(&self, threads: &Supervisor) -> Ended {
         threads.stop().wait();
         let (began, mut is_late) = (Instant::now(), false);
@@ -225,6 +225,7 @@ impl Module {
             start_requests,
             found_starts,
             memory: memory.clone(),
+            read_errors: self.operator.read_errors.clone(),
         };
         let (metrics, health) = (self.metrics.clone(), self.broker_health.clone());
         let fetch_loop = FetchLoop::new(connectors.fetcher, config, metrics, health, fetch_channels);

@@ -1,9 +1,10 @@
 //! The modules that run in this process. Each has a thread `module@M`, which starts the module with its connections,
 //! its metrics, and what operators see.
 //!
-//! A reload says what a module is to become, and triggers the stop of its present run. The thread of the module does
-//! the rest: when that run has ended and released its partitions, it starts the next one, or removes what was shown of
-//! the module and ends. So no reload waits for a module, and no run of a module begins before the former one has ended.
+//! A reload sets the wanted configuration of a module, and triggers the stop of its present run. The thread of the
+//! module does the rest: when that run has ended and released its partitions, it starts the next one, or removes the
+//! module from status and metrics and ends. So no reload waits for a module, and no run of a module begins before the
+//! former one has ended.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -173,8 +174,8 @@ impl Modules {
         Ok(())
     }
 
-    /// Returns the next run of a module and its configuration; `None` if the module was removed, and then nothing is
-    /// left of it.
+    /// Returns the next run of a module and its configuration; `None` if the module was removed, and then it is no
+    /// longer in the table.
     fn next_run(&self, name: &str) -> Option<(ModuleConfig, Run)> {
         let mut table = lock(&self.table);
         let entry = table.modules.get_mut(name)?;

@@ -178,7 +178,7 @@ fn check_members(service: Service, store: &mut dyn OffsetStore) -> Result<(), St
     }
 }
 
-/// Lists each partition with what is stored at both ends.
+/// Lists each partition with the offsets stored at both ends.
 fn table(from: Service, source: &StoredOffsets, to: Service, target: &StoredOffsets) -> String {
     let partitions: BTreeSet<PartitionId> =
         source.positions.keys().chain(target.positions.keys()).copied().chain(0..source.first_partitions).collect();
@@ -201,7 +201,8 @@ fn table(from: Service, source: &StoredOffsets, to: Service, target: &StoredOffs
     text
 }
 
-/// Returns what the target has that a move would undo. Smaller offsets are those of an earlier time.
+/// Returns the conflicts that forbid a move: stored offsets of the target that it would set back, and offsets of
+/// another topic of the same name. Smaller offsets at the target are older, so they are no conflict.
 fn conflicts(source: &StoredOffsets, target: &StoredOffsets) -> Vec<String> {
     let conflict = |(partition, there): (&PartitionId, &StoredPosition)| {
         let here = source.positions.get(partition)?;
@@ -214,7 +215,7 @@ fn conflicts(source: &StoredOffsets, target: &StoredOffsets) -> Vec<String> {
     target.positions.iter().filter_map(conflict).collect()
 }
 
-/// Compares what was written with what is there. The ranges may have been cut at the end.
+/// Compares the written state with the stored one. The ranges may have been cut at the end.
 fn verify(written: &StoredOffsets, found: &StoredOffsets) -> Result<(), String> {
     for (partition, position) in &written.positions {
         let there = found.positions.get(partition);

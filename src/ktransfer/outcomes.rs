@@ -1,8 +1,8 @@
-//! What the result of an attempt means for the message: the table `outcomes` of a module.
+//! The table `outcomes` of a module: the meaning of each result of an attempt for the message.
 //!
 //! The table has an outcome for every status from 100 to 999 and for every kind of transport error. Entries that
-//! overlap are refused, because the order of a YAML map has no meaning; so are gaps, because a status that was
-//! forgotten would be retried forever or lost. `default` closes the gaps. All functions are pure.
+//! overlap are refused, because the order of a YAML map has no meaning. Gaps are refused, too, because messages with a
+//! forgotten status would be retried forever or lost; the entry `default` closes the gaps. All functions are pure.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -14,7 +14,7 @@ const STATUSES: RangeInclusive<u16> = 100..=999;
 /// The entry for what no other entry names.
 const DEFAULT: &str = "default";
 
-/// What the result of an attempt means for the message.
+/// The meaning of the result of an attempt for the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The message is delivered.
@@ -144,7 +144,7 @@ impl OutcomeTable {
     }
 }
 
-/// What an entry is about.
+/// The key of an entry.
 #[derive(Clone, Copy)]
 enum Entry {
     Statuses(u16, u16),

@@ -1,4 +1,4 @@
-//! What a reload has to do: compares the modules that run with those of the configuration on disk.
+//! The plan of a reload: compares the running modules with those of the configuration on disk.
 
 use std::fmt;
 use std::sync::Arc;

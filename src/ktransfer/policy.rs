@@ -1,5 +1,5 @@
-//! Decides after an attempt whether the message is delivered, retried or given up, and computes the back-off. What a
-//! result means is in the table of [`outcomes`](super::outcomes).
+//! Decides after an attempt whether the message is delivered, retried or given up, and computes the back-off. The table
+//! of [`outcomes`](super::outcomes) defines the meaning of a result.
 //!
 //! All functions are pure: the caller passes the random number and measures the time.
 

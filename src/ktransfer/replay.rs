@@ -2,9 +2,9 @@
 //! from, with the key, the value and the headers that the messages had.
 //!
 //! [`tool`] has the options and makes the connections, [`position`] keeps how far each partition is replayed. A run
-//! ends at the letters that are there when it begins: a message that is given up again is a matter of the next run.
-//! Invariant: a position is stored only when all letters before it are appended, so a run that is interrupted repeats
-//! letters and loses none.
+//! replays the letters that exist when it begins; a message that is given up again is left to the next run. Invariant:
+//! a position is stored only when all letters before it are appended, so a run that is interrupted repeats letters and
+//! loses none.
 
 mod position;
 mod tool;
@@ -48,7 +48,7 @@ struct Replay<'a> {
     output: &'a mut dyn Write,
 }
 
-/// What a run has done.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     replayed: usize,
@@ -117,6 +117,7 @@ impl Replay<'_> {
                         position.next = divergence;
                         self.assign(partition, &position);
                     }
+                    FetchEvent::Recovered { .. } => continue,
                     FetchEvent::PartitionError { reason, .. }
                     | FetchEvent::BrokerUnreachable { reason }
                     | FetchEvent::Unreachable { reason } => {

@@ -1,8 +1,8 @@
-//! What a stop could not do, which is why the daemon does not end with exit code 0, and how long a stop may take.
+//! The failures of a stop, with which the daemon does not end with exit code 0, and the time limit of a stop.
 //!
 //! The stop of the daemon has `shutdown_grace_ms`. The stop of one module by a reload has a limit only for its pushes:
-//! it stores its offsets and releases its partitions however long that takes. Nobody else would do it, since the
-//! process and its session with ZooKeeper go on.
+//! storing its offsets and releasing its partitions may take any time. No other instance could take them over
+//! meanwhile, since the process and its session with ZooKeeper continue.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,7 +37,7 @@ impl StopReport {
         StopReport { failures: Arc::default(), is_over: self.is_over.clone(), by_reload }
     }
 
-    /// Adds what a stop could not do.
+    /// Adds work that a stop could not do.
     pub(crate) fn add(&self, failure: String) {
         lock(&self.failures).push(failure);
     }
@@ -70,7 +70,7 @@ impl StopReport {
         self.by_reload.as_ref().is_some_and(|by_reload| by_reload.is_removal.load(Ordering::Acquire))
     }
 
-    /// Whether the stop may take as long as it needs: a reload stops the module, and the daemon goes on.
+    /// Whether the stop has no time limit: a reload stops the module, and the daemon continues.
     pub(crate) fn has_no_limit(&self) -> bool {
         let goes_on =
             |by_reload: &StopByReload| by_reload.has_begun.load(Ordering::Acquire) && !by_reload.daemon.is_triggered();

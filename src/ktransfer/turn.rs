@@ -1,4 +1,4 @@
-//! Decides between two threads which of them is first: one takes, the other cancels.
+//! A decision between two threads: either one takes the turn, or the other cancels it, whichever is first.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 

@@ -68,8 +68,8 @@ impl Window {
         Window { commit_point: Some(next), done_before: done_before.collect(), ..Self::default() }
     }
 
-    /// Whether the message at `offset` was done in an earlier claim; such a message is to be passed. Called with rising
-    /// offsets.
+    /// Whether the message at `offset` was done in an earlier claim; such a message is passed without a push. Called
+    /// with rising offsets.
     pub(super) fn was_done(&mut self, offset: Offset) -> bool {
         while self.done_before.front().is_some_and(|range| range.end <= offset) {
             self.done_before.pop_front();

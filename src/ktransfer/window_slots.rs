@@ -4,9 +4,10 @@
 //! also while the message waits for its next attempt. Messages that were never pushed have no slot. If every slot
 //! belongs to a message that backends refuse, these messages are still retried, and only first attempts wait.
 //!
-//! A worker never blocks for a slot: it registers and goes on with what has a slot. A slot that is returned is granted
-//! to the worker that has waited longest, with a message over its own channel. So a few free slots go round all
-//! workers. Invariant: no slot is free while a worker is registered, except for the moment until it is granted.
+//! A worker never blocks for a slot: it registers, and continues with jobs that have a slot. A returned slot is granted
+//! to the worker that has waited longest, with a message over its own channel. So all workers get their turn even if
+//! few slots become free. Invariant: no slot is free while a worker is registered, except for the moment until it is
+//! granted.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -19,7 +20,7 @@ use crate::locks::lock;
 pub(super) struct WindowSlots {
     size: usize,
     free: AtomicUsize,
-    /// Length of `waiting`. Read without the lock, so that a slot that nobody waits for takes no lock.
+    /// Length of `waiting`. Read without the lock, so that returning a slot takes no lock if no worker waits.
     waiting_count: AtomicUsize,
     /// Workers that wait for a slot, each at most once, the longest-waiting first.
     waiting: Mutex<VecDeque<usize>>,

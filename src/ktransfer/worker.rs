@@ -1,9 +1,9 @@
 //! A thread that pushes one message at a time.
 //!
-//! All messages of one key have the same worker. A message that waits for its next attempt, or for a valid lease, holds
-//! up its key alone: the worker goes on with its other keys, and is busy only while a request is on the wire. It blocks
-//! on its own channel only. While no backend is in use, or the limit on pushes is reached, it begins no attempt and has
-//! no slot of the window; the jobs that need no push go on.
+//! All messages of one key have the same worker. A message that waits for its next attempt, or for a valid lease,
+//! delays only its key: the worker continues with its other keys, and is busy only while a request is on the wire. It
+//! blocks only on its own channel. While no backend is in use, or the limit on pushes is reached, it begins no attempt
+//! and has no slot of the window; jobs that need no push continue.
 //!
 //! `slots` requests slots of the window, `endings` acknowledges and abandons jobs, `letters` ends them with a dead
 //! letter.
@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 use log::{Level, info};
 
-use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict};
+use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict, RetryWait};
 use super::give_up::{GiveUpReason, LastAttempt};
 use super::job::{Job, SettingsChange, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
@@ -44,9 +44,9 @@ use pending_job::PendingJob;
 pub(super) use push_attempt::PushAttempt;
 use slots::WorkerSlots;
 
-/// Time after which a worker first looks again at a lease that is not valid; then after twice as long, each time.
+/// Time after which a worker first rechecks a lease that is not valid; it doubles with each further check.
 const FIRST_LEASE_CHECK: Duration = Duration::from_millis(50);
-/// Largest number of doublings: many jobs that wait for an hour must not keep a processor busy with looking.
+/// Largest number of doublings: many jobs that wait for long must not keep a processor busy with checks.
 const MAX_LEASE_DOUBLINGS: u32 = 4;
 
 /// One worker, which runs on its own thread.
@@ -56,7 +56,7 @@ pub(super) struct Worker {
     channels: WorkerChannels,
     pusher: Box<dyn PushAttempt>,
     queues: KeyQueues<PendingJob>,
-    /// Hashes keys. Its keys are random, so that nobody can choose message keys that share a queue.
+    /// Hashes keys. The hasher's keys are random, so that no client can choose message keys that share a queue.
     hasher: RandomState,
     rotation: BackendRotation,
     random: Random,
@@ -263,7 +263,7 @@ impl Worker {
     fn attempt(&mut self, queue: QueueId, mut pending: PendingJob) {
         self.slots.withdraw(self.queues.has_fresh());
         let attempt = pending.attempts.saturating_add(1);
-        let (settings, chosen) = match self.choose_backend(&pending) {
+        let (settings, chosen) = match self.choose_backend(&mut pending) {
             Ok(chosen) => chosen,
             Err(until) => return self.wait(queue, pending, until.saturating_duration_since(Instant::now())),
         };
@@ -317,7 +317,7 @@ impl Worker {
     }
 
     /// Returns the backend of the next push with the settings of the attempt, or until when no push may begin.
-    fn choose_backend(&mut self, pending: &PendingJob) -> Result<(Arc<PushSettings>, ChosenBackend), Instant> {
+    fn choose_backend(&mut self, pending: &mut PendingJob) -> Result<(Arc<PushSettings>, ChosenBackend), Instant> {
         let (settings, now) = (self.context.settings(), Instant::now());
         if let Some(rate) = &settings.push_rate {
             let due = rate.permit(&mut self.permit, now);
@@ -326,13 +326,20 @@ impl Worker {
             }
         }
         let may_retry = settings.config.retry.may_retry_after(pending.attempts.saturating_add(1));
-        let push = NextPush { last: None, may_retry, random: self.random.next() };
-        match self.context.choose_backend(&mut self.rotation, pending.last_backend.as_deref(), push, now) {
+        let may_wait = pending.retry_wait.as_ref().is_none_or(|wait| settings.backends.may_wait(wait, now));
+        let push = NextPush { last: None, may_retry, may_wait, random: self.random.next() };
+        let last = pending.last_backend.as_deref();
+        match self.context.choose_backend(&mut self.rotation, last, push, now) {
             (settings, Choice::Use(chosen)) => {
-                self.permit = None;
+                (self.permit, pending.retry_wait) = (None, None);
                 Ok((settings, chosen))
             }
             (_, Choice::WaitUntil(until)) => Err(until),
+            (settings, Choice::WaitForOther) => {
+                let begin = || last.and_then(|last| settings.backends.begin_retry_wait(last, now));
+                pending.retry_wait = pending.retry_wait.take().or_else(begin);
+                Err(RetryWait::next_look(now))
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use super::push_rate::PushRate;
 use super::window_slots::WindowSlots;
 use crate::locks::{read, write};
 
-/// What a worker needs besides its channels. Each start of a module creates a new context.
+/// The state of a worker besides its channels, shared by all workers. Each start of a module creates a new context.
 pub(super) struct WorkerContext {
     /// The module's configuration at the start: for the keys that a reload changes only by a restart of the module. The
     /// others are in [`PushSettings`].
@@ -75,7 +75,7 @@ impl WorkerContext {
         Arc::clone(&read(&self.settings))
     }
 
-    /// Replaces the settings by those of `config`; returns what workers have to know. What belongs to unchanged
+    /// Replaces the settings by those of `config`; returns the effects on workers. State that belongs to unchanged
     /// settings stays: the state of backends, connections, and the permits of the rate.
     pub(super) fn change(&self, config: &ModuleConfig) -> SettingsChange {
         let mut settings = write(&self.settings);

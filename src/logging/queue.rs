@@ -64,7 +64,7 @@ pub(super) struct Lines {
     pub(super) dropped: u64,
 }
 
-/// What the writer does, which decides whether a new line must wake it.
+/// The state of the writer, which decides whether a new line must wake it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum WriterState {
     /// It writes, or was woken: it looks at the queue before it waits again.
@@ -76,7 +76,7 @@ enum WriterState {
     Idle,
 }
 
-/// What the writer takes from the queue at once.
+/// The lines that the writer takes from the queue at once.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) files: [Lines; FILE_COUNT],

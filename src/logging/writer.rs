@@ -1,4 +1,4 @@
-//! The writer of the log files. Only its thread can hang on a disk that is frozen, or on a pipe that nobody reads.
+//! The writer of the log files. Only its thread can hang on a frozen disk or on a pipe without a reader.
 
 use std::io;
 use std::mem;
@@ -9,7 +9,7 @@ use log::{info, warn};
 use super::file::LogFile;
 use super::queue::{Batch, DROPPED_LINES, GATHER_TIME, Queue};
 
-/// Writes what is in the queue.
+/// Writes the lines of the queue to the files.
 pub(super) struct Writer {
     files: Vec<LogFile>,
     batch: Batch,

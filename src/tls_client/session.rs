@@ -23,7 +23,7 @@ pub(crate) struct TlsSession {
     input: Box<[u8]>,
     /// The received bytes in `input` that have not been decrypted.
     undecrypted: std::ops::Range<usize>,
-    /// Why the received records could not be processed; what was decrypted before is returned first.
+    /// Why the received records could not be processed; bytes that were decrypted before are returned first.
     failure: Option<TlsFailure>,
     /// Whether anything has been received: the first bytes show whether the peer speaks TLS.
     has_received: bool,

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-/// What is verified of a server's certificate.
+/// The checks of a server's certificate.
 pub(super) struct ServerVerifier {
     /// The trusted authorities; `None` accepts every certificate with every name.
     pub(super) trusted: Option<Trusted>,

@@ -1,4 +1,5 @@
-//! Dead letters: what is stored and when, what a letter that cannot be stored holds up, and the replay.
+//! Dead letters: their contents, when they are stored, the messages that wait for a letter that cannot be stored, and
+//! the replay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! Three instances of ktransfer while messages flow and everything around them fails once: the promises of README.
+//! Three instances of ktransfer under load, while each server and connection around them fails once: checks the
+//! promises of the README.
 //!
 //! `FAULTS_SECONDS` is the length (default 40). A longer run has the same faults, and so a smaller share of repeats.
 

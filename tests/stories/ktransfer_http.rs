@@ -1,4 +1,4 @@
-//! The HTTP client of ktransfer before backends that answer early, late, wrongly or not at all.
+//! The HTTP client of ktransfer with backends that answer early, late, wrongly or not at all.
 //!
 //! The status decides as soon as it came. Whatever a backend does, each message ends in a delivery, a retry or in being
 //! given up, in bounded time and memory, and takes no slot of another key's.

@@ -1,4 +1,4 @@
-//! ktransfer: what refused keys and messages that take much memory do to the rest of a module.
+//! ktransfer: the effect of refused keys, and of messages that take much memory, on the rest of a module.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::harness::fleet::{Arrival, Fleet, Reply};
 use crate::harness::transactions::{commit_messages, start_transactions};
 use crate::harness::{
     Backend, BackendAnswer, Cluster, ConfigFile, Ktransfer, STOP_DEADLINE, cluster, configs, unique, wait_until,
@@ -210,4 +211,49 @@ fn after_an_unclean_leader_election_every_message_of_the_new_leader_is_pushed() 
     let repeats = backend.records().iter().filter(|record| record.request.text().starts_with("common")).count();
     assert_eq!(repeats, 10, "what both logs have is not pushed again");
     ktransfer.daemon.stop(STOP_DEADLINE);
+}
+
+#[test]
+fn a_leader_that_moved_behind_a_stuck_message_makes_a_restart_repeat_nothing() {
+    const N_BEHIND: usize = 500;
+    let cluster = Cluster::start(2);
+    let brokers: Vec<String> = cluster.broker_list().into_iter().map(str::to_owned).collect();
+    for (service, config) in [
+        ("zookeeper", configs::ktransfer(&cluster)),
+        ("kafka", configs::ktransfer_without_zookeeper(&brokers).set("session_timeout_ms", 6_000)),
+    ] {
+        let (topic, module) = (unique("moved_leader"), unique("module"));
+        cluster.create_replicated_topic(&topic, 1, 2);
+        cluster.wait_for_in_sync(&topic, 2);
+        let fleet = Fleet::start(1, |arrival| match arrival.key().as_str() {
+            "stuck" => Reply::status(503),
+            _ => Reply::ok(),
+        });
+        let file = configs::module(&topic, &fleet.addresses()).set("fail_retry_interval_ms", 100);
+        let start = |file: ConfigFile| {
+            let mut ktransfer = Ktransfer::start(config.clone(), &[(&module, file)]);
+            ktransfer.wait_until_ready();
+            ktransfer
+        };
+        let mut ktransfer = start(file.clone());
+        cluster.produce(&topic, 0, &[(b"first", b"1"), (b"stuck", b"2")]);
+        fleet.wait_for("the refused push", DEADLINE, |arrival| arrival.key() == "stuck");
+        cluster.move_leaders(&topic);
+        let keys: Vec<String> = (0..N_BEHIND).map(|number| format!("key-{number}")).collect();
+        let behind: Vec<_> = keys.iter().map(|key| (key.as_bytes(), b"3".as_slice())).collect();
+        cluster.produce(&topic, 0, &behind);
+        fleet.wait_until_delivered(1 + N_BEHIND, DEADLINE);
+        ktransfer.daemon.stop(STOP_DEADLINE);
+
+        // One worker: when it delivers the last key, every key before it has had its turn.
+        let n_before = fleet.n_arrivals();
+        let mut ktransfer = start(file.set("worker_num", 1));
+        cluster.produce(&topic, 0, &[(b"last", b"4")]);
+        fleet.wait_for("the last message", DEADLINE, |arrival| arrival.key() == "last" && arrival.is_delivered());
+        let arrivals = fleet.arrivals();
+        let is_repeat = |key: &String| key != "stuck" && key != "last";
+        let repeats: Vec<String> = arrivals[n_before..].iter().map(Arrival::key).filter(is_repeat).collect();
+        assert_eq!(repeats.len(), 0, "{service}: {} of {N_BEHIND} were pushed again", repeats.len());
+        ktransfer.daemon.stop(STOP_DEADLINE);
+    }
 }

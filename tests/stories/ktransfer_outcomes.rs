@@ -1,4 +1,4 @@
-//! What each status and each transport error means for a message: the table `outcomes`.
+//! The table `outcomes`: the meaning of each status and each transport error for a message.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};

@@ -1,4 +1,4 @@
-//! What one message, one key or one push can hold up in ktransfer: only its own key.
+//! A message, key or push that waits or hangs in ktransfer delays only its own key.
 
 use std::collections::HashSet;
 use std::sync::Arc;

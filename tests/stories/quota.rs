@@ -1,5 +1,5 @@
-//! A produce quota of the brokers is back-pressure: what cannot be sent in time is refused before it is sent, nothing
-//! is stored twice, and everything is accepted again as soon as the quota is lifted.
+//! A produce quota of the brokers causes back-pressure: messages that cannot be sent in time are refused before they
+//! are sent, none is stored twice, and all are accepted again as soon as the quota is lifted.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,6 @@
-//! What kproxy knows of a topic beforehand: messages that its rules forbid are refused at once, at every acks level,
-//! and disturb nobody. Also with the right to write that is denied and granted, and with a right that acks=-1 needs.
+//! The rules of a topic that kproxy knows before it sends a message: messages that break them are refused at once, at
+//! every acks level, and do not affect other messages. The right to write is also denied and granted, and so is the
+//! right that acks=-1 needs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -28,7 +28,7 @@ pub(in crate::broker) struct KafkaRustLogEnds {
     request_timeout: Duration,
 }
 
-/// What a request for the offsets of topics found.
+/// The result of a request for the offsets of topics.
 #[derive(Default)]
 struct TopicOffsets {
     /// Offsets by topic and partition.

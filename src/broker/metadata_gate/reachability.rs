@@ -10,11 +10,11 @@ use crate::locks::lock;
 
 /// Failed checks in a row after which appends are refused at once.
 const FAILURES_TO_REFUSE: u32 = 2;
-/// Time that the failed checks must have taken for it. A check can fail in no time, for instance when a broker closes
-/// the connection, and then says little.
+/// The failed checks must also span this time. A check can fail immediately, for instance when a broker closes the
+/// connection, and then proves little.
 const MIN_FAILING_TIME: Duration = Duration::from_secs(1);
 
-/// The checks since the last sign of life.
+/// The failed checks since the last success.
 #[derive(Default)]
 pub(super) struct CheckHistory {
     failures: u32,

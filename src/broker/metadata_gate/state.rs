@@ -1,4 +1,5 @@
-//! What the gate, its metadata thread and the engine share: the table of topics, and the interfaces between them.
+//! The state that the gate, its metadata thread and the engine share: the table of topics, and the interfaces between
+//! them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +28,7 @@ pub(in crate::broker) trait ProducerEngine<C: Completion>: Send + Sync + 'static
         0
     }
 
-    /// Takes over what is known of a topic.
+    /// Takes over the known rules of a topic.
     fn set_rules(&self, _topic: &Arc<str>, _rules: TopicRules) {}
 }
 
@@ -42,8 +43,8 @@ pub(in crate::broker) trait MetadataClient: Send + 'static {
     /// Looks a topic up; returns within `wait`. Brokers may create a topic that does not exist.
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
 
-    /// Looks known topics up, for new partitions; returns within `wait`. The result lacks the topics for which there was
-    /// no time. Fails, with the reason, if no broker answers. A client that can look up without creating does so, so
+    /// Looks known topics up, for new partitions; returns within `wait`. The result lacks the topics for which the time
+    /// was too short. Fails, with the reason, if no broker answers. A client that can look up without creating does so, so
     /// that a deleted topic does not come back.
     fn refresh(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String> {
         let until = Instant::now() + wait.min(MAX_REFRESH_TIME);
@@ -86,7 +87,7 @@ impl<C> HasDeadline for PendingAppend<C> {
 /// An append that failed at once: its completion, and the error to complete it with.
 pub(in crate::broker) type FailedAppend<C> = (C, AppendError);
 
-/// What the gate and the engine share.
+/// The state that the gate and the engine share.
 pub(in crate::broker) struct GateState<C> {
     pub(super) topics: RwLock<TopicTable<Waiting<C>>>,
     pub(super) is_closed: AtomicBool,

@@ -170,7 +170,7 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
     }
 
     fn batch_bytes(&self, record: &Record) -> usize {
-        // What a codec makes of it is known only afterwards.
+        // The compressed size is known only after compression.
         if self.codec != Codec::None {
             return 0;
         }
@@ -298,7 +298,7 @@ fn rejected(error: i16, stored: Stored, topic: &str, reason: &str, has_own_time:
     AppendError { kind, stored, reason }
 }
 
-/// Returns what a refusal with this error code lies in.
+/// Returns the failure for a refusal with this error code: the message, a missing right, or the settings.
 fn refusal(error: i16) -> AppendFailure {
     match error {
         code::INVALID_RECORD | code::INVALID_TIMESTAMP | code::CORRUPT_MESSAGE | code::POLICY_VIOLATION => {

@@ -20,7 +20,7 @@ enum Daemons {
     Consumers,
 }
 
-/// What OAUTHBEARER needs beside `sasl.oauthbearer.method: oidc`, which the check for every engine requires.
+/// Settings that OAUTHBEARER needs besides `sasl.oauthbearer.method: oidc`, which the check for every engine requires.
 const OIDC_NEEDS: &[&str] =
     &["sasl.oauthbearer.token.endpoint.url", "sasl.oauthbearer.client.id", "sasl.oauthbearer.client.secret"];
 

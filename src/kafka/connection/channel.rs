@@ -1,5 +1,5 @@
-//! Requests and responses on one stream, with correlation ids and deadlines. The channel authenticates nobody and
-//! repeats nothing.
+//! Requests and responses on one stream, with correlation ids and deadlines. The channel neither authenticates nor
+//! retries.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -18,8 +18,8 @@ use crate::kafka::wire::{Malformed, WireReader};
 /// The output buffer of a connection is released if a request has made it larger than this.
 const MAX_KEPT_OUTPUT_BYTES: usize = 1 << 20;
 
-/// Data of a request that is at least this large is written from where it is, without being copied into the output
-/// buffer before. For smaller data the copy costs less than a further slice of the write.
+/// Data of a request that is at least this large is written without being copied into the output buffer first. For
+/// smaller data the copy costs less than one more slice in the write.
 const MIN_LARGE_BYTES: usize = 4096;
 
 /// Requests and responses on a stream to a broker.
@@ -183,6 +183,7 @@ impl Channel {
             self.error(kind, format!("the request could not be sent: {}", failure.cause))
         })?;
         self.is_broken = false;
+        self.config.requests.count();
         self.in_flight += 1;
         self.last_used = Instant::now();
         Ok(())

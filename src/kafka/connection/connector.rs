@@ -30,7 +30,7 @@ pub struct Connector {
 struct Shared {
     config: Arc<ConnectionConfig>,
     resolver: Resolver,
-    /// What the security settings are made into, or why they cannot be used.
+    /// The prepared security settings, or why they cannot be used.
     security: Result<Security, String>,
     failures: Mutex<FailureLog>,
 }
@@ -43,7 +43,7 @@ struct Security {
 
 impl Connector {
     /// Returns a connector with these settings. With security settings that cannot be used every attempt to connect
-    /// fails; [`check`](Self::check) finds that out before.
+    /// fails; [`check`](Self::check) detects that in advance.
     pub fn new(config: ConnectionConfig) -> Self {
         let resolver = Resolver::new();
         let security = Security::new(&config, &resolver);
@@ -58,7 +58,7 @@ impl Connector {
         Connector { shared: Arc::clone(&self.shared), disconnect: Some(disconnect) }
     }
 
-    /// Whether attempts to connect are futile, see [`ended_by`](Self::ended_by).
+    /// Whether every attempt to connect fails from now on, see [`ended_by`](Self::ended_by).
     pub(in crate::kafka) fn is_ended(&self) -> bool {
         self.disconnect.as_ref().is_some_and(|disconnect| disconnect.stop().is_triggered())
     }

@@ -1,4 +1,5 @@
-//! Which failures to connect are logged: a failure that repeats is logged once, and again after some minutes. Pure.
+//! Decides which failures to connect are logged: a failure that repeats is logged once, and again after some minutes.
+//! Pure.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
-//! All decisions of a fetcher: what to request of which broker, what a response means, which events a poll returns.
-//! Pure: no socket, no thread, and the time is an argument.
+//! All decisions of a fetcher: the requests to each broker, the effects of the responses, the events that a poll
+//! returns. Pure: no socket, no thread, and the time is an argument.
 //!
-//! - [`work`]: what the threads do next. [`state`]: the partitions, and the state of each broker.
-//! - [`plan`], [`leaders`]: what to request next. [`results`]: what a response changes.
+//! - [`work`]: the next actions of the threads. [`state`]: the partitions, and the state of each broker.
+//! - [`plan`], [`leaders`]: the next requests. [`results`]: the effects of a response.
 //!
 //! Each broker that leads assigned partitions has a worker ([`BrokerState`](state::BrokerState)), which calls
 //! [`next_work`](FetchCore::next_work), does that work without a lock, and returns the result to the `on_` method of

@@ -1,4 +1,4 @@
-//! What the threads of a fetcher share. The lock of [`State`] is held for computations only.
+//! The state that the threads of a fetcher share. The lock of [`State`] is held only for computations.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -11,10 +11,10 @@ use crate::kafka::metadata::BrokerId;
 use crate::locks::{lock, wait_timeout};
 use crate::supervise::Supervisor;
 
-/// Longest wait of a thread: it then looks for the stop.
+/// Longest wait of a thread, after which it checks the stop.
 const MAX_SLEEP: Duration = Duration::from_millis(500);
 
-/// What the threads of a fetcher share.
+/// The state that the threads of a fetcher share.
 pub(super) struct Shared {
     pub(super) connector: Connector,
     pub(super) config: FetchConfig,

@@ -2,9 +2,9 @@
 //! retention, elections with and without truncation, topics created again, lost and late responses, lost sessions,
 //! damaged data, old metadata, pauses, new assignments. No sockets, no threads, and the time is a number.
 //!
-//! What is checked: messages come in order and only from committed transactions; positions rise; a truncation names a
-//! point that separates the messages that are in the log from those that are not; and in the end the owner has exactly
-//! the messages that the log has.
+//! Checked: messages come in order and only from committed transactions; positions rise; a truncation names a point
+//! that separates the messages that are in the log from those that are not; and in the end the owner has exactly the
+//! messages that the log has.
 
 mod cluster;
 mod log;

@@ -265,8 +265,8 @@ impl Driver {
         }
     }
 
-    /// Returns the deadline of a request that nobody holds back. The end of the lease must be reported in time, so the
-    /// thread must not be blocked then.
+    /// Returns the deadline of a request whose response the coordinator does not delay. The end of the lease must be
+    /// reported in time, so the thread must not be blocked then.
     fn soon(&self) -> Instant {
         let now = Instant::now();
         let soon = now + self.request_timeout;

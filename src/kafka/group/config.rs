@@ -11,11 +11,11 @@ pub struct GroupConfig {
     /// Name of the group (`group.id`).
     pub group_id: Arc<str>,
     /// Id of a static member (`group.instance.id`, KIP-345), unique in the group among running processes: the
-    /// coordinator gives the partitions of a process to the next one with its id at once, whatever the lease says; also
-    /// if the join is that of an ended process and was delayed. Where the lease must be strict, use dynamic members.
-    /// A static member does not leave the group when it is closed.
+    /// coordinator gives the partitions of a process to the next one with its id at once, regardless of the lease, even
+    /// if that join was sent by a process that has ended and was delayed. If the lease must be strict, use dynamic
+    /// members. A static member does not leave the group when it is closed.
     ///
-    /// With brokers before 3.2 nobody watches the partition counts after a restart of the leader, until the next
+    /// With brokers before 3.2, no member watches the partition counts after a restart of the leader until the next
     /// rebalance (KIP-814).
     pub instance_id: Option<Arc<str>>,
     /// Names of the topics.
@@ -28,7 +28,7 @@ pub struct GroupConfig {
     pub heartbeat_interval: Duration,
     /// The assignors in the order of preference. A member is cooperative if all are.
     pub assignors: Vec<Assignor>,
-    /// Time between two looks of the leader at the partition counts (`metadata.max.age.ms`).
+    /// Interval at which the leader checks the partition counts (`metadata.max.age.ms`).
     pub metadata_max_age: Duration,
     /// Rack of the member (`client.rack`), for assignors of other clients.
     pub rack: Option<String>,

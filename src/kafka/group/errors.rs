@@ -1,18 +1,18 @@
-//! What a member does about the error codes of each response, as the Java client (`AbstractCoordinator`) does.
+//! How a member handles the error codes of each response: in the same way as the Java client (`AbstractCoordinator`).
 
 use crate::kafka::error_code::{
     COORDINATOR_LOAD_IN_PROGRESS, COORDINATOR_NOT_AVAILABLE, ILLEGAL_GENERATION, MEMBER_ID_REQUIRED, NOT_COORDINATOR,
     REBALANCE_IN_PROGRESS, UNKNOWN_MEMBER_ID, is_retriable,
 };
 
-/// What to do about an error.
+/// The handling of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Handling {
     /// Send the request again after a back-off.
     Retry,
     /// Look the coordinator up, then send the request again.
     FindCoordinator,
-    /// Join again, with what the member holds as claims.
+    /// Join again, with the held partitions as claims.
     Rejoin,
     /// Everything held is lost; join again with the same member id.
     ResetGeneration,
@@ -22,7 +22,7 @@ pub(super) enum Handling {
     Fail,
 }
 
-/// Returns what to do about the error code of a join.
+/// Returns the handling of the error code of a join.
 pub(super) fn of_join(code: i16) -> Handling {
     match code {
         // The coordinator cannot complete the join now.
@@ -32,7 +32,7 @@ pub(super) fn of_join(code: i16) -> Handling {
     }
 }
 
-/// Returns what to do about the error code of a sync.
+/// Returns the handling of the error code of a sync.
 pub(super) fn of_sync(code: i16) -> Handling {
     match code {
         REBALANCE_IN_PROGRESS => Handling::Rejoin,
@@ -41,7 +41,7 @@ pub(super) fn of_sync(code: i16) -> Handling {
     }
 }
 
-/// Returns what to do about the error code of a heartbeat.
+/// Returns the handling of the error code of a heartbeat.
 pub(super) fn of_heartbeat(code: i16) -> Handling {
     of_sync(code)
 }

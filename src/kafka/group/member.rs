@@ -5,8 +5,8 @@
 //! followed by [`Member::set_partition_counts`].
 //!
 //! Invariants:
-//! - A join reports every held partition as a claim, so that the leader assigns it to nobody else. A partition stops
-//!   being held only by [`Member::released`], or when the lease has ended.
+//! - A join reports every held partition as a claim, so that the leader assigns it to no other member. A partition
+//!   stops being held only by [`Member::released`], or when the lease has ended.
 //! - The lease counts from the *sending* of the last heartbeat that was answered without an error: the coordinator's
 //!   session timeout starts later than that. Joins and syncs do not count: a coordinator that has answered one before
 //!   repeats the response without a new session timeout. So a heartbeat follows each sync at once.
@@ -14,9 +14,9 @@
 //!   when its lease ends meanwhile, but nothing is lost: the sync proves the claims, and a new lease begins.
 //! - A heartbeat answered with REBALANCE_IN_PROGRESS does not count: from the start of a rebalance the coordinator
 //!   waits only for the rebalance timeout, which is why that must be at least the session timeout.
-//! - A coordinator that is loading its state answers every heartbeat without an error, also that of a member that it
-//!   has removed. A member whose lease lasts was not removed. A lease that begins is confirmed by one more sync in the
-//!   same generation, which is never answered blindly; the coordinator repeats the assignment.
+//! - A coordinator that is loading its state answers every heartbeat without an error, even that of a member that it
+//!   has removed. A member whose lease is still valid was not removed. A new lease is confirmed by one more sync in the
+//!   same generation: the coordinator always checks a sync, and repeats the assignment.
 
 mod responses;
 #[cfg(test)]

@@ -15,7 +15,7 @@ const VERSION: i16 = 3;
 /// Generation of a member that has none.
 pub const NO_GENERATION: i32 = -1;
 
-/// What a member sends to the leader when it joins.
+/// The subscription that a member sends to the leader when it joins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subscription {
     /// Names of the subscribed topics.

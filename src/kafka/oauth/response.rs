@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Lifetime of a token that says nothing about its lifetime.
+/// Lifetime of a token if neither the response nor the token states one.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 /// Limits on the lifetime: a token may expire at once, and a year is as good as forever.
 const MAX_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);

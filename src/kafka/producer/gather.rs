@@ -6,11 +6,11 @@
 //! the broker rejected leaves no gap in the sequence numbers: the next batch uses the same number.
 //!
 //! A batch that may be stored is retried unchanged, with its sequence number, so that the broker recognises a
-//! duplicate. If the broker cannot recognise it any more, or its messages reach their deadline, the messages end as
+//! duplicate. If the broker can no longer recognise it, or its messages reach their deadline, the messages end as
 //! `Stored::Unknown` and are not retried. The partition then continues with the next epoch of its producer id, which
 //! needs no request (KIP-360; Kafka: TransactionManager.bumpIdempotentProducerEpoch). Brokers check epochs and sequence
-//! numbers by partition, so each partition has an epoch of its own, and no other partition is concerned. A new producer
-//! id is needed only after the last epoch, or if the broker has a higher epoch; see [`Gather::needs_producer`].
+//! numbers by partition, so each partition has its own epoch, and other partitions are not affected. A new producer id
+//! is needed only after the last epoch, or if the broker has a higher epoch; see [`Gather::needs_producer`].
 //!
 //! Without idempotence a batch that may be stored is retried, too, and may then be stored twice.
 //!
@@ -19,7 +19,7 @@
 //! - Each message ends exactly once.
 //! - `Stored::No` is reported only for a message that was never sent, or whose batches were all reported as not
 //!   stored.
-//! - With idempotence no message is stored twice, and none is stored behind a later message that was confirmed, as long
+//! - With idempotence no message is stored twice, and none is stored after a later message that was confirmed, as long
 //!   as the partition keeps its producer id.
 //! - A partition with a leader and a batch to send is in the queue of that leader, or waits for a producer id. The call
 //!   that puts it there returns the leader, so that the caller can wake the sender of that broker.

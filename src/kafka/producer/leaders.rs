@@ -1,4 +1,4 @@
-//! Which broker leads which partition, as the latest metadata says.
+//! The leader of each partition, according to the latest metadata.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::kafka::error_code;
 use crate::kafka::metadata::{BrokerId, MetadataResponse, PartitionMetadata, TopicId, TopicMetadata};
 use crate::kafka::produce::NodeAddress;
 
-/// A leader with an older epoch is believed if all responses have named it for this long. Brokers without topic ids
+/// A leader with an older epoch is accepted if all responses have named it for this long. Brokers without topic ids
 /// (before 2.8) do not show that a topic was recreated, and its epochs begin again.
 const DISBELIEF_TIME: Duration = Duration::from_secs(5);
 

@@ -67,7 +67,7 @@ pub(super) struct BatchLimits {
     pub(super) max_bytes: usize,
 }
 
-/// What the level has of a partition beside its messages.
+/// The state of a partition in a level, apart from its messages.
 struct LevelPartition {
     topic: Arc<str>,
     number: i32,

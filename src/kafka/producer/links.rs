@@ -8,7 +8,7 @@ use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::BrokerId;
 use super::sender_handle::{Activity, DOUBT_AFTER, SenderHandle};
 
-/// What a connection to a broker does.
+/// The state of a connection to a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkState {
     /// It works.

@@ -1,4 +1,4 @@
-//! What a message must provide, and the acks levels.
+//! The trait of a message, and the acks levels.
 
 use std::sync::Arc;
 

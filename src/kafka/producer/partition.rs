@@ -31,7 +31,7 @@ pub(super) struct Batch<M> {
 }
 
 impl<M> Batch<M> {
-    /// What is known of the messages of this batch, should they end now.
+    /// Returns whether the messages of this batch may be stored, if they end now.
     fn stored(&self) -> Stored {
         if self.in_flight.is_some() || self.may_be_stored { Stored::Unknown } else { Stored::No }
     }

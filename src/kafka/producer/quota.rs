@@ -1,10 +1,10 @@
-//! How a sender keeps to a quota of its broker (`producer_byte_rate`), without IO and without a clock.
+//! Keeps a sender within a quota of its broker (`producer_byte_rate`), without IO and without a clock.
 //!
 //! A broker that throttles the client states a time in its response, and does not read from the connection until then
 //! (KIP-219). The more was sent, the longer the time. Here it becomes back-pressure: a request is made so small that
 //! the next pause is short, and a message that could be sent only after its deadline is refused at once, before it is
-//! sent. So no message is in a request that the broker does not read, and no pause is so long that the end of the quota
-//! would be noticed late.
+//! sent. So no message is in a request that the broker does not read, and pauses are short enough to notice the end of
+//! the quota soon.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ const MIN_REQUEST_BYTES: f64 = 4096.0;
 /// A message is sent this long before its deadline, so that its response arrives in time; or a quarter of its time.
 const MAX_MARGIN: Duration = Duration::from_millis(500);
 
-/// What is known of the quota of a broker; there is none of a broker that does not throttle.
+/// The known state of a broker's quota; a broker that does not throttle has none.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quota {
     /// No request is sent before.

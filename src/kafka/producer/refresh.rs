@@ -19,7 +19,7 @@ use crate::kafka::error_code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics, TopicMetadata};
 use crate::kafka::metadata_client::{MAX_NAMES, MetadataClient};
 
-/// Least time from one metadata request to the next. A controller that has elected a new leader is noticed this soon.
+/// Shortest time between two metadata requests, and so the time in which a newly elected leader is found.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest time of a request: the end of the producer may have to wait for it. After a failure it doubles up to the
 /// maximum, for clusters to which a connection takes long.

@@ -57,7 +57,7 @@ pub(super) struct Sender<M> {
     /// Whether the messages that can be sent have waited for others (`linger.ms`).
     has_lingered: bool,
     pub(super) buffers: Buffers,
-    /// With acks=0, the topics of the latest two requests, with the largest batch of several messages, 0 without one: if
+    /// With acks=0, the topics of the latest two requests, each with its largest batch of several messages (or 0): if
     /// the broker closes the connection, it is probably because it refused one of them.
     pub(super) suspects: [Vec<(Arc<str>, usize)>; 2],
 }
@@ -143,6 +143,7 @@ impl<M: ProducerMessage> Sender<M> {
         if !self.has_connection() {
             return;
         }
+        self.authenticate_again();
         self.provide_producer_id();
         if self.connection.is_some() && self.not_before.is_none() {
             self.exchange();
@@ -208,6 +209,22 @@ impl<M: ProducerMessage> Sender<M> {
                 self.failed(error.to_string());
                 false
             }
+        }
+    }
+
+    /// Authenticates again if it is time, before messages are taken out of the queue: those that reach their deadlines
+    /// meanwhile were certainly not sent.
+    fn authenticate_again(&mut self) {
+        let now = Instant::now();
+        let Some(connection) = &mut self.connection else { return };
+        if connection.renewal().is_none_or(|renewal| now < renewal) {
+            return;
+        }
+        let deadline = now + self.shared.connector.config().connect_timeout;
+        self.shared.change(&self.level, |level| level.begin(self.broker, Activity::Authenticating, now));
+        match connection.maintain(deadline) {
+            Ok(()) => self.level.lock().end(self.broker, Activity::Idle),
+            Err(error) => self.failed(error.to_string()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the threads of a producer share: the queues of the levels, and who leads what.
+//! The state that the threads of a producer share: the queues of the levels, and the leaders of the partitions.
 //!
 //! Locks: the lock of a [`Level`] is taken before that of the [`ClusterView`], never after it; those of several levels
 //! in their order. Messages are ended without a lock.
@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use log::warn;
 
 use super::doubted::DoubtedTopics;
 use super::leaders::{ClusterView, LeaderHint};
@@ -28,6 +30,9 @@ const MAX_CONFIGURED_TIME: Duration = Duration::from_secs(3600);
 /// Number of topics whose leaders are passed to a level at a time.
 const MAX_PASSED_UNDER_LOCK: usize = 32;
 
+/// Pause before another attempt to start a thread.
+const START_PAUSE: Duration = Duration::from_millis(250);
+
 /// Settings of a producer.
 #[derive(Clone, Copy, Debug)]
 pub struct ProducerConfig {
@@ -35,7 +40,7 @@ pub struct ProducerConfig {
     pub limits: Limits,
     /// Compression of the batches.
     pub codec: Codec,
-    /// Longest time between two looks at the deadlines: the usual time-out of a message. At most an hour.
+    /// Longest time between two checks of the deadlines: the usual timeout of a message. At most an hour.
     pub timeout: Duration,
     /// Largest number of messages of an acks level that have not ended.
     pub max_messages: usize,
@@ -45,7 +50,7 @@ pub struct ProducerConfig {
     pub ack_timeout: Duration,
 }
 
-/// What the threads of a producer share.
+/// The state that the threads of a producer share.
 pub(super) struct Shared<M> {
     pub(super) connector: Connector,
     pub(super) config: ProducerConfig,
@@ -192,13 +197,27 @@ impl<M: ProducerMessage> Shared<M> {
         match after {
             AfterAppend::Nothing => {}
             AfterAppend::Wake(thread) => thread.unpark(),
-            AfterAppend::Start(broker) => {
-                let (shared, level, run_sender) = (Arc::clone(self), Arc::clone(level), self.run_sender);
-                let name = format!("kafka-{broker}-{}", level.acks.name());
-                self.supervisor.spawn_task(name, move || run_sender(shared, level, broker));
-            }
+            AfterAppend::Start(broker) => self.start_sender(level, broker),
             AfterAppend::FindLeader(topic) => self.doubted.add([topic]),
             AfterAppend::End(message, outcome, reason) => message.end(outcome, reason),
+        }
+    }
+
+    /// Starts the thread that sends to a broker; if that fails, the deadline thread tries it again.
+    pub(super) fn start_sender(self: &Arc<Self>, level: &Arc<Level<M>>, broker: BrokerId) {
+        let (shared, sender_level, run_sender) = (Arc::clone(self), Arc::clone(level), self.run_sender);
+        let name = format!("kafka-{broker}-{}", level.acks.name());
+        let run = move || run_sender(shared, sender_level, broker);
+        if let Err(cause) = self.supervisor.try_spawn_task(name, run) {
+            warn!("a thread that sends to broker {broker} cannot be started, retrying: {cause}");
+            self.change(level, |state| {
+                state.set_failure(broker, format!("broker {broker}: a thread cannot be started: {cause}"));
+                let start_at = Instant::now() + START_PAUSE;
+                state.next_look = state.next_look.min(start_at);
+                if let Some(sender) = state.senders.get_mut(&broker) {
+                    sender.start_at = Some(start_at);
+                }
+            });
         }
     }
 
@@ -278,8 +297,8 @@ impl<M: ProducerMessage> Shared<M> {
         true
     }
 
-    /// Returns the limits of batches before compression. What a codec makes of them is known only afterwards: they are
-    /// made smaller when a broker refuses one. That must not happen at acks=0.
+    /// Returns the limits of batches before compression. The compressed size is known only afterwards: batches are made
+    /// smaller when a broker refuses one. That must not happen at acks=0.
     fn batch_limits(&self, acks: AcksLevel, limit: &TopicLimit) -> BatchLimits {
         let max_bytes = limit.configured_bytes;
         let batch_bytes = match acks {

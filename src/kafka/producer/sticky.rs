@@ -1,5 +1,5 @@
-//! The partition of messages without a key: for a few milliseconds the same one, then another. In one batch they cost the
-//! client and the broker less than in a batch for each partition. Without a clock.
+//! The partition of messages without a key: for a few milliseconds the same one, then another. In one batch they cost
+//! the client and the broker less than in a batch for each partition. Without a clock.
 
 use std::time::{Duration, Instant};
 

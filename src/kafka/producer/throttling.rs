@@ -21,9 +21,9 @@ use super::sender::Sender;
 use crate::kafka::connection::{Connection, ConnectionError, Disconnect};
 use crate::kafka::produce;
 
-/// Time from one look at the present pause to the next, and the longest time of one.
+/// Interval between two probes of the remaining pause, and the time limit of one probe.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// A message that waits is not sent any more this short before its deadline.
+/// A waiting message is no longer sent when less than this time is left before its deadline.
 const MIN_TIME_LEFT: Duration = Duration::from_millis(100);
 
 /// Why a message is refused, as an error text.
@@ -122,7 +122,7 @@ impl<M: ProducerMessage> Sender<M> {
         true
     }
 
-    /// Ends the pause, or makes it shorter, if the broker does not throttle so much any more. `due`: its present end.
+    /// Ends or shortens the pause if the broker throttles less by now. `due`: the present end of the pause.
     fn look_at_quota(&mut self, due: Instant) {
         let now = Instant::now();
         self.next_probe = Some(now + PROBE_INTERVAL);

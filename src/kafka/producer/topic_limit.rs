@@ -1,5 +1,5 @@
-//! How large the batches of a topic may be at acks=0, where no response says that a batch was too large: the broker closes
-//! the connection, and what was on its way is lost. Without IO and without a clock.
+//! The largest batch of a topic at acks=0, where no response refuses a batch that is too large: the broker closes the
+//! connection, and the messages on their way are lost. Without IO and without a clock.
 //!
 //! The configured limit of the topic counts (`max.message.bytes`), if the client knows it. Otherwise batches are small.
 //! They become larger after the topic has stored larger ones at other acks levels, and smaller after a broker refused
@@ -14,7 +14,7 @@ const MIN_BYTES: usize = 1024;
 /// Time after which batches that were made smaller grow again: most connections are closed for another reason.
 const SMALLER_FOR: Duration = Duration::from_secs(600);
 
-/// What is known of the largest batch of a topic. All sizes are in bytes; those of batches before compression.
+/// The largest batch of a topic, as far as it is known. All sizes are in bytes; those of batches before compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TopicLimit {
     /// Largest batch that the topic accepts, as it is sent; `usize::MAX` if unknown.

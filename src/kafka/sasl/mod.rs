@@ -27,7 +27,7 @@ enum State {
     Done,
 }
 
-/// What follows a message of the broker.
+/// The next step after a message of the broker.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// The client sends this message.

@@ -1,4 +1,4 @@
-//! Faults: what a broker does wrong, and with which requests.
+//! Faults: the misbehaviour of a broker, and the requests that it applies to.
 
 use std::time::Duration;
 

@@ -12,7 +12,7 @@
 //! - [`builder`], [`topic_spec`], [`cluster`], `controls`: the handle of a test: topics, leaders, stopped brokers,
 //!   faults, counters.
 //! - [`group`]: a consumer group as its coordinator keeps it.
-//! - [`fault`], [`random`], `script`: what the brokers do wrong.
+//! - [`fault`], [`random`], `script`: the faults of the brokers.
 //! - [`hostile`]: peers that are no Kafka brokers.
 //! - [`release`]: the request versions of Kafka releases.
 //! - `state`, `server`, `requests`, `call`, `handlers`: the brokers.

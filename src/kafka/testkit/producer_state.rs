@@ -1,9 +1,10 @@
-//! What a partition leader remembers of idempotent and transactional producers, and how it judges their batches.
+//! The state that a partition leader keeps about idempotent and transactional producers, and its checks of their
+//! batches.
 //!
 //! The rules are those of `ProducerStateManager` and `ProducerAppendInfo` of Apache Kafka: the last five batches of a
 //! producer id are remembered, a batch with the sequence range of one of them is a duplicate, and any other batch must
-//! continue after the last one. They changed twice: Kafka 2.0 no longer tells old duplicates from gaps, and Kafka 2.5
-//! (KIP-360) accepts any first sequence number of a producer id that the partition does not remember.
+//! continue after the last one. They changed twice: Kafka 2.0 no longer distinguishes old duplicates from gaps, and
+//! Kafka 2.5 (KIP-360) accepts any first sequence number of a producer id that the partition does not remember.
 
 use std::collections::{BTreeMap, VecDeque};
 

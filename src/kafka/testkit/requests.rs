@@ -1,4 +1,4 @@
-//! Which requests a broker serves: versions, authentication, counters.
+//! Decides whether a broker serves a request (version, authentication), and counts requests.
 
 use std::time::Instant;
 

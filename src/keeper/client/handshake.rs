@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::protocol::{Connected, SessionKey, connect_request, is_connect_response_length, parse_connect_response};
 use crate::random::random;
 
-/// What a handshake requests.
+/// The parameters of a handshake.
 #[derive(Clone, Debug)]
 pub(super) struct Handshake {
     /// The session to continue; the default requests a new one.

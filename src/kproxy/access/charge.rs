@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crate::access::Credential;
 use crate::access::rate::{RateCost, RateMeter};
 
-/// What an admitted request was charged. If its body never arrives or is refused, the charge is dropped without
-/// [`RateCharge::finalize`]: this refunds the bytes, as far as the
-/// rate has not paid them meanwhile, but not the request.
+/// The rate charge of an admitted request. If its body never arrives or is refused, the charge is dropped without
+/// [`RateCharge::finalize`]: this refunds the bytes, as far as the rate has not paid them meanwhile, but not the
+/// request.
 pub(crate) struct RateCharge {
     pub(super) credential: Option<Arc<Credential>>,
     /// The meter of the topic; `None` if the topic has no limit.

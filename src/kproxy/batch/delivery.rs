@@ -33,7 +33,7 @@ pub(crate) struct PendingBatch {
     lease: ByteLease,
 }
 
-/// What metrics and log lines need of a batch's request.
+/// The properties of a batch's request that metrics and log lines need.
 pub(crate) struct BatchRequest {
     pub(crate) topic: TopicCounters,
     pub(crate) acks: Acks,

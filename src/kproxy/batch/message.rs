@@ -1,4 +1,4 @@
-//! A message of a batch: as the body has it, and as a record with the defaults of the request.
+//! A message of a batch: as parsed from the body, and as a record with the defaults of the request.
 
 use std::sync::Arc;
 

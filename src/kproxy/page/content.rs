@@ -1,4 +1,4 @@
-//! What the page shows: each topic with its verdict, the connections to the brokers, the limits.
+//! The content of the page: each topic with its verdict, the connections to the brokers, the limits.
 
 use crate::broker::ConnectionStatus;
 use crate::html::Bytes;
@@ -6,6 +6,7 @@ use crate::html::assets::fnv;
 use crate::html::query::{Choice, Parameters};
 use crate::html::selection::Row;
 use crate::html::{Count, Rate};
+use crate::kproxy::metrics::OTHER_TOPICS;
 use crate::kproxy::traffic::{StatusTraffic, TopicTraffic};
 
 /// The page of kproxy.
@@ -64,7 +65,7 @@ impl Choice for Sort {
     }
 }
 
-/// What the page shows, at one time.
+/// The content of the page at one time.
 pub(crate) struct ProxyContent {
     /// Changes whenever the content is taken.
     pub(in crate::kproxy) number: u128,
@@ -78,7 +79,7 @@ pub(crate) struct ProxyContent {
     pub(in crate::kproxy) waits: [Option<[f64; 2]>; 3],
     /// How far the limits are used.
     pub(in crate::kproxy) limits: Vec<LimitRow>,
-    /// What was refused since the start without a topic, in words.
+    /// The refusals without a topic since the start: a description and a count.
     pub(in crate::kproxy) refusals: Vec<(String, u64)>,
 }
 
@@ -130,7 +131,7 @@ impl TopicRow {
     pub(in crate::kproxy) fn new(limits: Option<String>, traffic: TopicTraffic) -> TopicRow {
         let name = match &*traffic.topic {
             "" => "no topic".to_owned(),
-            "other" => "other topics".to_owned(),
+            OTHER_TOPICS => "other topics".to_owned(),
             topic => topic.to_owned(),
         };
         let known = traffic.codes.iter().any(|status| status.per_second.is_some());
@@ -160,7 +161,7 @@ impl Row<ProxyPage> for TopicRow {
     }
 }
 
-/// Returns what a status says of the commits that were answered with it.
+/// Returns the verdict for commits that were answered with this status.
 pub(super) fn verdict_of(code: u16) -> TopicVerdict {
     match code {
         200..=299 => TopicVerdict::Ok,
@@ -204,7 +205,7 @@ fn reason(traffic: &TopicTraffic, name: &str) -> String {
     match (name, &*traffic.topic) {
         _ if !why.is_empty() => why,
         (_, "") => "refused before anything was sent to Kafka".to_owned(),
-        (_, "other") => "those in which no message was stored, and those beyond 1,000".to_owned(),
+        (_, OTHER_TOPICS) => "those in which no message was stored, and those beyond 1,000".to_owned(),
         _ => String::new(),
     }
 }

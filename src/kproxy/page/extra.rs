@@ -1,5 +1,5 @@
-//! What stands below the topics: the connections to the brokers, the limits, the time to the answers, and what was
-//! refused without a topic.
+//! The section below the topics: the connections to the brokers, the limits, the time to the answers, and the refusals
+//! without a topic.
 
 use std::cmp::Reverse;
 use std::time::Duration;

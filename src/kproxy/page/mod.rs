@@ -1,8 +1,8 @@
-//! The page at `/` of `admin_port`, as pure functions of what `/metrics` counts: how many commits of each topic are
-//! answered, and how; the connections to the brokers; how far the limits are used. It changes nothing.
+//! The page at `/` of `admin_port`, as pure functions of the counters in `/metrics`: the commits of each topic by
+//! outcome, the connections to the brokers, and the use of the limits. It is read-only.
 //!
-//! Reading order: `content` (what the page shows, and the verdict of a topic), `topics` (the table), `extra` (what
-//! stands below it), here how they are put together.
+//! Reading order: `content` (the content of the page, and the verdict of a topic), `topics` (the table), `extra` (the
+//! section below it); this file combines them.
 
 mod content;
 mod extra;
@@ -21,7 +21,7 @@ use crate::html::{Count, Text};
 pub(super) use content::{LimitRow, ProxyContent, TopicRow};
 use content::{ProxyPage, TopicVerdict};
 
-/// What a row of the page is.
+/// Noun for the rows of the page, in the plural.
 const THINGS: &str = "topics";
 
 /// The answers of the page.

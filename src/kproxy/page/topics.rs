@@ -1,4 +1,4 @@
-//! The table of the topics: one row each, and its statuses when they are asked for.
+//! The table of the topics: one row each, and its statuses on request.
 
 use std::cmp::Reverse;
 
@@ -69,8 +69,8 @@ fn topic(row: &TopicRow, query: &Query<ProxyPage>) -> String {
     )
 }
 
-/// Renders the statuses of the topic if the query asks for them, else a link to them. The script follows no link: it
-/// asks for them when the element is opened.
+/// Renders the statuses of the topic if the query selects them, else a link to them. The script follows no link: it
+/// requests them when the element is opened.
 fn more(row: &TopicRow, query: &Query<ProxyPage>) -> String {
     let is_open = query.open.contains(&row.id);
     let open = if is_open { " open" } else { "" };

@@ -22,8 +22,8 @@ pub(super) fn new_agent(profile: &ClientProfile, exchange: &Arc<Exchange>) -> Ag
 }
 
 fn agent_config(pool_size: usize) -> AgentConfig {
-    // No timeout of the client is set: the connections keep those of the module, which begin and end otherwise. A
-    // worker has one push under way, so one connection for each backend is enough.
+    // No timeout of the client is set: the connections enforce those of the module, which have other start and end
+    // points. A worker has one push in flight, so one connection for each backend is enough.
     Agent::config_builder()
         .proxy(None)
         .max_redirects(0)

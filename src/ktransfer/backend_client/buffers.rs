@@ -1,4 +1,4 @@
-//! The input and output buffers of a connection, as the HTTP client wants them.
+//! The input and output buffers of a connection, in the form that the HTTP client requires.
 //!
 //! The output collects the head and a small body, so that both are sent with one write. The worker lends its buffers to
 //! the connection in use, see [`Exchange`](super::exchange::Exchange).

@@ -1,7 +1,8 @@
-//! The HTTP client of one module: what all of its workers share, and the cuts of the dispatcher.
+//! The HTTP client of one module, which its workers share; the dispatcher cuts pushes through it (closes their
+//! connections).
 //!
-//! Each worker has a [`Pusher`] with a client and a connection pool of its own, so that a push takes no lock that
-//! another push may hold.
+//! Each worker has a [`Pusher`] with its own client and connection pool, so that a push takes no lock that another push
+//! may hold.
 //!
 //! Invariants: a request is sent once (a request that the backend certainly did not receive is sent again), a redirect
 //! is not followed, no proxy is used even if the environment names one, and no thread is started for a request.
@@ -16,7 +17,7 @@ use crate::ktransfer::group::Generation;
 
 /// The HTTP client of one module.
 pub(crate) struct HttpClient {
-    /// The push under way of each worker.
+    /// The push in flight of each worker.
     exchanges: Vec<Arc<Exchange>>,
 }
 
@@ -31,22 +32,22 @@ impl HttpClient {
         Pusher::new(profile, Arc::clone(&self.exchanges[worker]))
     }
 
-    /// Ends all pushes under way of a claim. The caller has ended the claim before: so a push that begins at the same
-    /// time either is found here, or sees that its claim has ended.
+    /// Ends all pushes in flight of a claim. The caller must have ended the claim before. So a push that begins at the
+    /// same time is either found here, or detects that its claim has ended.
     pub(crate) fn cut(&self, partition: PartitionId, generation: Generation) {
         for exchange in &self.exchanges {
             exchange.cut(partition, generation);
         }
     }
 
-    /// Ends the push under way of one message. It may be pushed again, unless the caller has prevented that before.
+    /// Ends the push in flight of one message. It may be pushed again, unless the caller has prevented that before.
     pub(crate) fn cut_message(&self, partition: PartitionId, generation: Generation, offset: Offset) {
         for exchange in &self.exchanges {
             exchange.cut_message(partition, generation, offset);
         }
     }
 
-    /// Ends all pushes under way, and makes every later one end before it begins.
+    /// Ends all pushes in flight, and makes every later one fail before it begins.
     pub(crate) fn close(&self) {
         for exchange in &self.exchanges {
             exchange.close();

@@ -1,8 +1,8 @@
-//! A connection to a backend, as a transport of the HTTP client. It keeps the limits of a push.
+//! A connection to a backend, as a transport of the HTTP client. It enforces the limits of a push.
 //!
 //! - The lease is checked immediately before the first byte of a request is written, and a push ends with its lease.
 //! - The status decides: the connection reads the head of the response before the client does and reports the status,
-//!   so nothing that the client makes of the rest of the response can turn the outcome.
+//!   so the client's handling of the rest of the response cannot change the outcome.
 //! - An answer that arrives while the request is still being sent counts; the rest of the request is not sent.
 //!
 //! Head and small body are sent with one write, and the timeouts of most pushes need no system call.

@@ -1,7 +1,7 @@
 //! Opens the connections of pushes: to the first address of a backend that accepts one, within `conn_timeout_ms`. For
 //! an https backend that includes the TLS handshake.
 //!
-//! The client's own connector cannot enable TCP keep-alive, and nobody could end its attempt to connect.
+//! The client's own connector cannot enable TCP keep-alive, and its attempts to connect cannot be aborted.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_PROBES: u32 = 6;
 /// The connection is closed if the peer does not acknowledge sent bytes for this time, the same 90 s as for keep-alive.
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(90);
-/// Stands for no timeout. The operating system gives an attempt to connect up after about two minutes.
+/// Stands for no timeout. The operating system gives up an attempt to connect after about two minutes.
 const NO_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// Time limit of a TLS handshake if connecting has none.

@@ -1,10 +1,10 @@
-//! The push of one worker that is under way: what the worker, its connections and the dispatcher share of it.
+//! The push in flight of one worker: the state that the worker, its connections and the dispatcher share.
 //!
 //! The worker begins a push and reads its report, the connection in use checks and reports, the dispatcher may cut. The
 //! lock is held for one access, never across IO.
 //!
-//! A cut is never missed: the dispatcher ends a claim first and cuts second. A push that is registered before the cut
-//! is found by it; a push that is registered after it sees that its claim has ended.
+//! No push escapes a cut: the dispatcher first ends the claim and then cuts. The cut finds a push that was registered
+//! before it; a push that is registered later detects that its claim has ended.
 
 use std::io;
 use std::net::Shutdown;
@@ -44,7 +44,7 @@ struct ClaimUnderWay {
     is_cut: bool,
 }
 
-/// What is known about a push.
+/// The result of a push as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
     /// Whether bytes of the request may have reached the backend.
@@ -161,12 +161,12 @@ impl Exchange {
         !self.lock().may_continue()
     }
 
-    /// Ends the push under way if it belongs to this claim.
+    /// Ends the push in flight if it belongs to this claim.
     pub(super) fn cut(&self, partition: PartitionId, generation: Generation) {
         self.cut_where(|claim| claim.partition == partition && claim.generation == generation);
     }
 
-    /// Ends the push under way if it is of this message.
+    /// Ends the push in flight if it is of this message.
     pub(super) fn cut_message(&self, partition: PartitionId, generation: Generation, offset: Offset) {
         let message = (partition, generation, offset);
         self.cut_where(|claim| (claim.partition, claim.generation, claim.offset) == message);
@@ -181,7 +181,7 @@ impl Exchange {
         }
     }
 
-    /// Ends the push under way, and each later one before it begins.
+    /// Ends the push in flight, and each later one before it begins.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;

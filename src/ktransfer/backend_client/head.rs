@@ -6,7 +6,7 @@
 /// Longest part of an invalid response that is quoted, in bytes.
 const MAX_QUOTED_BYTES: usize = 64;
 
-/// What the bytes received so far are.
+/// The interpretation of the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Head {
     /// The beginning of a status line, or nothing yet.

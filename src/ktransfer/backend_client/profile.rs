@@ -1,4 +1,4 @@
-//! How the pushes of a module are made: the settings that its workers share, which a reload replaces as a whole.
+//! The settings of a module's pushes, which its workers share and a reload replaces as a whole.
 
 use std::sync::Arc;
 

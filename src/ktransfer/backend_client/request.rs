@@ -36,8 +36,8 @@ const MAX_KEY_BYTES: usize = 2048;
 const MAX_RECORD_HEADERS: usize = 64;
 /// Limit on the bytes of all record headers that are sent with a message, as they are on the wire.
 const MAX_RECORD_HEADER_BYTES: usize = 8 * 1024;
-/// Limit on the record headers of a message that are looked at. It bounds the time that a message takes, since a
-/// message may have hundreds of thousands of headers that HTTP cannot carry.
+/// Limit on the record headers of a message that are examined. It bounds the time for a message, which may have
+/// hundreds of thousands of headers that HTTP cannot carry.
 const MAX_EXAMINED_HEADERS: usize = 256;
 /// Number of the headers that ktransfer itself adds to the configured ones and those of the record, at most.
 const OWN_HEADERS: usize = 14;
@@ -52,7 +52,7 @@ const ANY_METHOD: &str = "*";
 /// Headers that only the HTTP client may set, because they control the framing of the request or the connection.
 const RESERVED: [&str; 5] = ["content-length", "transfer-encoding", "expect", "connection", "upgrade"];
 
-/// What an entry of `backend_servers` with TLS begins with.
+/// Prefix of an entry of `backend_servers` with TLS.
 pub(crate) const HTTPS: &str = "https://";
 
 /// Checks an entry of `backend_servers`. The error is the text of the configuration problem.
@@ -96,7 +96,7 @@ pub(crate) fn check_header(name: &str, value: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What the header `Idempotency-Key` consists of.
+/// The parts of the header `Idempotency-Key`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IdempotencyKey {
     /// Module, topic, partition, offset and the timestamp of the message: other messages of a topic that was created
@@ -139,7 +139,7 @@ impl RequestBuilder {
         }
     }
 
-    /// Sets what the header `Idempotency-Key` consists of.
+    /// Sets the parts of the header `Idempotency-Key`.
     pub(super) fn with_idempotency_key(mut self, idempotency_key: IdempotencyKey) -> RequestBuilder {
         self.idempotency_key = idempotency_key;
         self

@@ -3,7 +3,7 @@
 //! The headers are `webhook-id`, `webhook-timestamp` (seconds since 1970) and `webhook-signature`: for each secret
 //! `v1,` and the base64 of the HMAC-SHA256 of `id.timestamp.body`, separated by spaces. While a secret is replaced, a
 //! module has two of them, and a backend that has either accepts the push. Each attempt is signed with its own time, so
-//! that a backend can refuse what was recorded and is sent again later.
+//! that a backend can refuse a recorded request that is replayed later.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -15,7 +15,7 @@ use sha2::Sha256;
 /// The headers of a signature: id, time and signatures.
 pub(crate) const SIGNATURE_HEADERS: [&str; 3] = ["webhook-id", "webhook-timestamp", "webhook-signature"];
 
-/// What a secret begins with.
+/// Prefix of a secret.
 const SECRET_PREFIX: &str = "whsec_";
 /// The lengths of a secret that Standard Webhooks permits, in bytes before the encoding.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;

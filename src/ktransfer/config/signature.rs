@@ -8,7 +8,7 @@ use crate::regular_file;
 
 /// Limit on the size of `secrets_file` in bytes.
 const MAX_FILE_BYTES: usize = 64 << 10;
-/// Limit on the secrets of a module: each makes the header longer by 48 bytes, and each push a hash of the body dearer.
+/// Limit on the secrets of a module: each adds 48 bytes to the header, and a hash of the body to the cost of each push.
 const MAX_SECRETS: usize = 4;
 
 /// Reads the map: `secrets`, `secrets_file`, or both. No problem shows a secret.

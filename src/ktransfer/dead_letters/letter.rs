@@ -1,4 +1,4 @@
-//! A dead letter on its way: from the worker that gave the message up to the result of the append.
+//! A dead letter in flight: from the worker that gave up the message to the result of the append.
 
 use crossbeam_channel::Sender;
 use log::Level;

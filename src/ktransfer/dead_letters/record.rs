@@ -1,8 +1,8 @@
-//! What a dead letter is in Kafka: the key, value and headers of the message, followed by header fields that say why it
-//! was given up and where it came from. Pure functions.
+//! The format of a dead letter in Kafka: the key, value and headers of the message, followed by header fields that say
+//! why it was given up and where it came from. Pure functions.
 //!
-//! The fields come after the headers of the message, and [`REASON`] is the first of them. So a message that has headers
-//! of these names itself, such as one that was a dead letter before, is restored with them.
+//! The fields come after the headers of the message, and [`REASON`] is the first of them. So a message that itself has
+//! headers with these names, such as one that was a dead letter before, is restored with its own headers.
 
 use std::fmt;
 use std::sync::Arc;

@@ -28,6 +28,6 @@ pub(crate) struct Channels {
     pub(crate) workers: Arc<[Sender<WorkerMessage>]>,
     /// Reports from the workers.
     pub(crate) reports: Receiver<WorkerReport>,
-    /// What the dispatcher shares with operators.
+    /// The state that the dispatcher shares with operators.
     pub(crate) operator: OperatorLink,
 }

@@ -1,4 +1,5 @@
-//! What holds up a partition: an operator, or the message at the head of its line.
+//! The reasons why a partition does not advance: an operator, or the message that holds its commit point (head of
+//! line).
 
 use std::time::{Duration, Instant};
 

@@ -1,13 +1,13 @@
 //! Stops and resumes the pushes of a partition whose claim is kept: for a pause, and for a seek to another offset.
 //!
 //! An interrupted partition is not read. Its jobs that are not on the wire are abandoned, so a pause takes no memory
-//! and no slot of the window; a push on the wire may end. When no worker has a job of it any more, it is paused, or
-//! goes on with a new window: at the commit point, without the messages that are done ahead of it, or at the offset of
-//! a seek. A seek goes on only when the group has stored its offset. So whoever pushes the partition next, whenever
-//! this process ends, begins either before the seek or after it.
+//! and no slot of the window; a push on the wire may end. When no worker has a job of it any more, the partition is
+//! paused, or continues with a new window: at the commit point, without the messages that are done ahead of it, or at
+//! the offset of a seek. A seek continues only when the group has stored its offset. So if this process ends at any
+//! time, the next owner of the partition begins either before the seek or after it.
 //!
-//! A message that waits for its dead letter was given up already: a pause lets it wait, and after the resume it is not
-//! pushed again. A seek abandons it, as the end of the claim does.
+//! A message that waits for its dead letter was given up already: it still waits during a pause, and is not pushed
+//! again after the resume. A seek abandons it, as the end of the claim does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use crate::ktransfer::fetcher::{FetchCommand, StartPosition};
 use crate::ktransfer::group::GroupCommand;
 use crate::ktransfer::job::{Assignment, ClaimPhase};
 
-/// Interval at which interruptions and requests of operators are looked at while there are any.
+/// Interval at which interruptions and requests of operators are checked while there are any.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 impl ClaimedPartition {
@@ -40,7 +40,7 @@ impl ClaimedPartition {
         self.n_awaited() == 0 && self.release == ReleaseState::Owned
     }
 
-    /// Whether an operator's seek is under way.
+    /// Whether an operator's seek is in progress.
     pub(super) fn is_seeking(&self) -> bool {
         self.interruption.is_some_and(|interruption| interruption.seek.is_some())
     }
@@ -61,7 +61,7 @@ impl Dispatcher {
         self.command_fetch_loop(FetchCommand::Revoke(partition));
     }
 
-    /// Interrupts the partitions that are paused now; those that are not any more go on soon.
+    /// Interrupts the partitions that are paused now; those that are no longer paused continue soon.
     pub(super) fn follow_pauses(&mut self) {
         let changes = self.channels.operator.pauses.changes();
         if std::mem::replace(&mut self.seen_pauses, changes) != changes {
@@ -88,7 +88,7 @@ impl Dispatcher {
         if is_paused && state.window.commit_point().is_some() {
             self.interrupt(partition);
         } else if let Some(interruption) = state.interruption.as_mut().filter(|_| !is_paused) {
-            // A push that hangs holds up its key only; after a resume it must not hold up the whole partition.
+            // A push that hangs delays only its key; after a resume it must not delay the whole partition.
             interruption.cut_at.get_or_insert(Instant::now() + DRAIN);
         }
     }
@@ -100,7 +100,7 @@ impl Dispatcher {
             return;
         };
         state.interruption = Some(Interruption { seek: Some(Seek { to, is_sent: false }), cut_at: Some(cut_at) });
-        // Also the dead letters: where the partition goes on, their messages may be read again.
+        // Also the dead letters: at the new offset their messages may be read again.
         state.assignment.end();
         state.in_flight -= self.outbox.drop_over(&state.assignment);
     }
@@ -163,7 +163,7 @@ impl Dispatcher {
         self.send_progress(GroupCommand::StoreNow { partition, generation, next: to, log });
     }
 
-    /// Goes on at the commit point, with a new window and new jobs.
+    /// Continues at the commit point, with a new window and new jobs.
     fn resume(&mut self, partition: PartitionId) {
         let window = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition) else { return };
@@ -179,7 +179,7 @@ impl Dispatcher {
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start });
     }
 
-    /// Returns when the interruptions and the requests of operators are to be looked at next.
+    /// Returns when the interruptions and the requests of operators must be checked next.
     pub(super) fn next_operator_check(&self, now: Instant) -> Instant {
         let is_waiting = |state: &ClaimedPartition| {
             state.interruption.is_some() && !(state.has_drained() && !state.is_seeking() && state.is_held_by_operator)

@@ -1,7 +1,7 @@
-//! Which log the offsets of a partition belong to, and how far it was read.
+//! Tracks the log that the offsets of a partition belong to, and the position up to which it was read.
 //!
-//! The group stores the identity of the log with the offset. So the next owner notices a topic that was deleted and
-//! created again, even if it is longer than the offset by then, and finds out how far a log is the same after an
+//! The group stores the identity of the log with the offset. So the next owner detects a topic that was deleted and
+//! created again, even if its end is beyond the offset by then, and can find out up to where a log is the same after an
 //! unclean leader election.
 
 use std::collections::VecDeque;
@@ -74,6 +74,12 @@ impl LogTrack {
         self.next
     }
 
+    /// Returns the highest leader epoch of the messages that were read, and of the one before the start; `None` if none
+    /// is known.
+    pub(super) fn read_epoch(&self) -> Option<i32> {
+        self.epochs.back().map(|(_, epoch)| *epoch)
+    }
+
     /// Returns the identity of the log for the commit point `next`.
     pub(super) fn identity(&self, next: Offset) -> LogIdentity {
         let epoch = self.epochs.iter().rev().find(|(first, _)| *first < next).map(|(_, epoch)| *epoch);
@@ -128,7 +134,9 @@ mod tests {
         let moved = track.new_identity(62).expect("another epoch");
         assert_eq!(moved, LogIdentity { leader_epoch: Some(5), ..stored });
         assert_eq!((track.new_identity(70), track.epochs.len()), (None, 1));
+        assert_eq!(track.read_epoch(), Some(5));
         track.receive(&batch(0..0, 72, 6));
+        assert_eq!(track.read_epoch(), Some(6));
         assert_eq!((track.next(), track.last_message()), (Some(72), Some(69)), "a position without messages");
         track.set_topic_id([2; 16]);
         assert_eq!(track.new_identity(70), Some(LogIdentity { topic_id: Some([2; 16]), leader_epoch: Some(5) }));

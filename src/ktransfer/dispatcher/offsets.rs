@@ -1,5 +1,5 @@
-//! How the dispatcher reacts when the fetch loop reports where reading starts, how far it is, or that the log is not
-//! the one that was read before. The table of these reactions for users is in docs/ktransfer.md.
+//! How the dispatcher reacts when the fetch loop reports a start offset, the position of reading, or that the log is
+//! not the one that was read before. docs/ktransfer.md has the table of these reactions for users.
 
 use std::time::Instant;
 
@@ -135,7 +135,7 @@ impl Dispatcher {
         state.replace_window(window, start);
         let generation = state.generation();
         let StartPosition { offset: next, log } = start;
-        // With an empty snapshot: messages done ahead in the old log say nothing about this one.
+        // With an empty snapshot: messages done ahead in the old log do not exist in this one.
         self.send_progress(GroupCommand::StoreNow { partition, generation, next, log });
         self.command_fetch_loop(FetchCommand::Assign { partition, window, generation, start: Some(start) });
     }

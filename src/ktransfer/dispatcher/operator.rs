@@ -1,4 +1,4 @@
-//! Carries out the requests of operators, and replies when they are settled or their time is over.
+//! Carries out the requests of operators, and replies when their result is known or their deadline has passed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -142,7 +142,7 @@ impl Dispatcher {
         }
     }
 
-    /// Sends the order to the workers, or passes the message over at once if no worker has it yet.
+    /// Sends the order to the workers, or skips the message at once if no worker has it yet.
     pub(super) fn begin_skip(
         &mut self,
         partition: PartitionId,

@@ -3,9 +3,9 @@
 //! A job with a key goes to the worker of its key at once; there it may queue behind its key. A job without a key waits
 //! here until a worker is idle, so that it does not wait behind a slow push while others are idle.
 //!
-//! Reading goes on while a worker has little to do. It does not stop because the messages read last all queue behind
-//! busy keys: the ones after them may be for an idle worker. Beyond [`ReadAhead::enough`] such reading is slowed down,
-//! since it takes memory and rarely helps where a topic has few keys.
+//! Reading continues while a worker has few jobs. It does not stop if the latest messages all queue behind busy keys,
+//! because the next ones may be for an idle worker. Beyond [`ReadAhead::enough`] such reading is slowed down, since it
+//! takes memory and rarely helps if a topic has few keys.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::worker_loads::WorkerLoads;
 use crate::broker::partitioner::fnv1a;
 use crate::ktransfer::job::{Ack, Assignment, ClaimIds, Job, SkipOrder, WorkerMessage};
 
-/// Reading goes on while a worker has fewer jobs than this that it could push. One of them may be on the wire.
+/// Reading continues while a worker has fewer jobs than this that it could push. One of them may be on the wire.
 const WANTED_LOAD: usize = 4;
 /// A job without a key is sent to a worker with fewer jobs than this, so only to an idle one: behind a push it would
 /// wait as long as the push takes, while other workers may be idle.
@@ -29,7 +29,7 @@ const UNFED_MESSAGES: usize = 1024;
 /// Pause between two batches while reading is slowed down.
 const SLOW_READ_PAUSE: Duration = Duration::from_millis(10);
 
-/// The jobs on their way to the workers.
+/// The jobs that are being handed to the workers.
 pub(super) struct Outbox {
     workers: Arc<[Sender<WorkerMessage>]>,
     serialize_by_key: bool,

@@ -1,6 +1,7 @@
 //! The state of one claimed partition: its window, the messages held back, and the progress of its release.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,8 +56,9 @@ pub(super) struct ClaimedPartition {
     letters: BTreeSet<(Offset, WindowId)>,
     /// How far the partition was read, and in which log.
     pub(super) log: LogTrack,
-    /// Leader epoch of the stored offset from which this claim began; `None` if it is unknown.
-    stored_epoch: Option<i32>,
+    /// The highest leader epoch that had been read when the messages were done that the window takes as done before;
+    /// `None` if it is unknown.
+    done_before_epoch: Option<i32>,
     /// Number of jobs of this claim that are not acknowledged.
     pub(super) in_flight: usize,
     /// Messages read but held back by `max_commit_gap`.
@@ -101,7 +103,8 @@ impl ClaimedPartition {
             log_since: window_id,
             letters: BTreeSet::new(),
             log: LogTrack::starting_at(start),
-            stored_epoch: claim.position.as_ref().and_then(|stored| stored.leader_epoch),
+            // A snapshot of an earlier version has only the epoch of the commit point.
+            done_before_epoch: claim.position.as_ref().and_then(|stored| stored.read_epoch.or(stored.leader_epoch)),
             in_flight: 0,
             held_back: VecDeque::new(),
             is_paused: false,
@@ -117,14 +120,36 @@ impl ClaimedPartition {
         }
     }
 
-    /// Looks at the leader epoch of messages that were read. If the leader has changed since the offset was stored, the
-    /// messages done ahead of it may have been cut off and replaced by others, so all messages are pushed.
+    /// Looks at the leader epoch of messages that were read, before they are taken. If it is above all epochs that had
+    /// been read when messages were done before, these may have been cut off and replaced, so all are pushed, also
+    /// those whose dead letters are on their way since before a pause.
+    ///
+    /// Why this is enough: an unclean election makes a broker the leader that misses messages at the end of the log.
+    /// What it appends in their place has its epoch, which is above that of every earlier leader, so above every epoch
+    /// that was read before. Epochs do not fall along a log: before the first replaced message is taken, its batch has
+    /// shown such an epoch. A leader that changed in order left the messages and their epochs as they are, so nothing
+    /// is repeated for it. (A second unclean election may bring older messages back, with their older epochs. No
+    /// consumer notices that above its position.)
     pub(super) fn note_epoch_read(&mut self, leader_epoch: Option<i32>) {
-        if let (Some(stored), Some(read)) = (self.stored_epoch, leader_epoch)
-            && stored < read
+        if let (Some(before), Some(read)) = (self.done_before_epoch, leader_epoch)
+            && before < read
         {
             self.window.repeat_done_before();
+            self.log_since = self.window_id;
         }
+    }
+
+    /// Returns the highest leader epoch that was read of the messages that are done: in this window, or before.
+    fn read_epoch(&self) -> Option<i32> {
+        self.done_before_epoch.max(self.log.read_epoch())
+    }
+
+    /// Returns the command that stores these messages as done ahead of the commit point.
+    pub(super) fn done_ahead_command(&self, ranges: Vec<Range<Offset>>) -> GroupCommand {
+        let (partition, generation) = (self.assignment.partition, self.generation());
+        let read_epoch = self.read_epoch().filter(|_| !ranges.is_empty());
+        let (topic_id, ranges) = (self.log.topic_id(), ranges.into());
+        GroupCommand::DoneAhead { partition, generation, topic_id, ranges, read_epoch }
     }
 
     pub(super) fn generation(&self) -> Generation {
@@ -181,6 +206,7 @@ impl ClaimedPartition {
         (self.window_id, self.log_since) = (window_id, window_id);
         self.assignment.begin_log(window_id);
         self.window = Window::starting_at(start.offset);
+        self.done_before_epoch = None;
         self.log = LogTrack::starting_at(Some(start));
         self.commit_sent = Some(start.offset);
         self.commit_point.set(start.offset);
@@ -198,7 +224,7 @@ impl ClaimedPartition {
             Some(start) => Window::resuming(start.offset, &self.window.ahead(usize::MAX)),
             None => Window::new(),
         };
-        self.stored_epoch = start.and_then(|start| start.log.leader_epoch);
+        self.done_before_epoch = self.read_epoch();
         self.log = LogTrack::starting_at(start);
         start
     }

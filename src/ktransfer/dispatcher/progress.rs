@@ -1,8 +1,7 @@
-//! What the dispatcher sends to the group about the progress of a partition: its commit point, and the messages that
-//! are done ahead of it.
+//! Sends the progress of a partition to the group: its commit point, and the messages that are done ahead of it.
 //!
 //! The commit point is sent once for all acknowledgements of a turn. The messages ahead are sent as a snapshot: often
-//! where many are ahead, since a crash would repeat them all, and with every store of the offset where few are.
+//! if there are many, since a crash would repeat them all, and with every store of the offset if there are few.
 
 use std::time::{Duration, Instant};
 
@@ -54,12 +53,9 @@ impl Dispatcher {
         let new_log = if let GroupCommand::StoreNow { partition, .. } = command { Some(partition) } else { None };
         self.channels.group_commands.send(command);
         if let Some(state) = new_log.and_then(|partition| self.partitions.get_mut(&partition)) {
-            let (partition, generation) = (state.assignment.partition, state.generation());
             let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
             (state.snapshot_due, state.has_snapshot) = (None, !ranges.is_empty());
-            let topic_id = state.log.topic_id();
-            let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
-            self.channels.group_commands.send(command);
+            self.channels.group_commands.send(state.done_ahead_command(ranges));
         }
     }
 
@@ -83,13 +79,10 @@ impl Dispatcher {
         if state.snapshot_due.take().is_none() {
             return;
         }
-        let generation = state.generation();
-        let topic_id = state.log.topic_id();
         let ranges = state.window.ahead(MAX_SNAPSHOT_RANGES);
         let was_empty = !std::mem::replace(&mut state.has_snapshot, !ranges.is_empty());
         if !(was_empty && ranges.is_empty()) {
-            let command = GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.into() };
-            self.channels.group_commands.send(command);
+            self.channels.group_commands.send(state.done_ahead_command(ranges));
         }
     }
 }

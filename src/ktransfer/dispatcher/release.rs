@@ -1,7 +1,7 @@
 //! The end of a claim: a drain with a deadline, then a cut of the pushes in flight, then the release.
 //!
-//! The pushes of a lost claim are cut at once. So a push that hangs delays a hand-over by the drain, not by what the
-//! backend takes.
+//! The pushes of a lost claim are cut at once. So a push that hangs delays a hand-over by at most the drain, not by the
+//! time that the backend takes.
 
 use std::time::Instant;
 
@@ -9,20 +9,29 @@ use log::{info, warn};
 
 use super::Dispatcher;
 use super::partition::{ClaimedPartition, ReleaseState, shown};
+use super::stop_phase::StopPhase;
 use crate::broker::PartitionId;
 use crate::ktransfer::fetcher::FetchCommand;
 use crate::ktransfer::group::GroupCommand;
 
 impl Dispatcher {
-    /// Stops reading a partition, and releases it as soon as no worker has a job of it.
+    /// Stops reading a partition, and releases it as soon as no worker has a job of it. Another member waits for a
+    /// hand-over, so its pushes have less time than those of a stop, which lasts as long in any case.
     pub(super) fn begin_release(&mut self, partition: PartitionId) {
-        let until = Instant::now() + self.grace / 2;
+        let until = self.phase.deadline().unwrap_or_else(|| Instant::now() + self.grace / 2);
         let Some(state) = self.partitions.get_mut(&partition) else { return };
-        if state.release == ReleaseState::Owned {
-            state.begin_drain(until);
-            state.in_flight -= self.outbox.drop_over(&state.assignment);
-            self.note_release_due(until);
-            self.command_fetch_loop(FetchCommand::Revoke(partition));
+        match state.release {
+            ReleaseState::Owned => {
+                state.begin_drain(until);
+                state.in_flight -= self.outbox.drop_over(&state.assignment);
+                self.note_release_due(until);
+                self.command_fetch_loop(FetchCommand::Revoke(partition));
+            }
+            // A stop has begun during a hand-over.
+            ReleaseState::Draining { until: earlier } if self.phase != StopPhase::Working => {
+                state.release = ReleaseState::Draining { until: until.max(earlier) };
+            }
+            ReleaseState::Draining { .. } | ReleaseState::Cut { .. } => {}
         }
         self.release_if_drained(partition);
     }

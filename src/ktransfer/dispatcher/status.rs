@@ -1,5 +1,5 @@
-//! Shows operators the state of the module once a second: the status for `GET /v1/modules`, the metrics of what holds
-//! commit points, and a log line a minute about a message that holds one for long.
+//! Shows operators the state of the module once a second: the status for `GET /v1/modules`, the metrics of the messages
+//! that hold commit points, and one log line a minute about a message that has held its commit point for long.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -100,6 +100,7 @@ impl Dispatcher {
             done_ahead: state.window.done_ahead(),
             held_back: state.held_back.len(),
             lease_ms,
+            read_error: self.channels.operator.read_errors.of(partition, now),
             head: head.map(|head| self.head_status(state, head, on_wire, now)),
         })
     }

@@ -13,7 +13,9 @@ use crate::ktransfer::test_fixtures::{claim, job as new_job, module_config, work
 use crate::metrics::Registry;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+mod logs;
 mod operators;
+mod stops;
 
 const OLD_ID: TopicId = [1; 16];
 const NEW_ID: TopicId = [2; 16];
@@ -112,19 +114,23 @@ impl DispatcherRig {
     }
 
     fn fetched(&mut self, window: WindowId, offsets: std::ops::Range<Offset>) {
-        let message = |offset| Message {
-            from: TopicPartition { topic: "t".into(), partition: 0 },
-            offset,
-            key: Some(b"k".to_vec()),
-            value: Some(b"v".to_vec()),
-            headers: Vec::new(),
-            timestamp_ms: None,
-        };
-        let (next, messages) = (offsets.end, offsets.map(message).collect());
-        let batch = FetchedBatch { window, partition: 0, messages, next, leader_epoch: Some(4) };
-        self.dispatcher.on_fetched(Fetched::Messages(vec![batch]));
+        self.dispatcher.on_fetched(Fetched::Messages(vec![batch(window, offsets)]));
         self.dispatcher.end_turn(Instant::now());
     }
+}
+
+/// A batch of messages with the key `k`.
+fn batch(window: WindowId, offsets: std::ops::Range<Offset>) -> FetchedBatch {
+    let message = |offset| Message {
+        from: TopicPartition { topic: "t".into(), partition: 0 },
+        offset,
+        key: Some(b"k".to_vec()),
+        value: Some(b"v".to_vec()),
+        headers: Vec::new(),
+        timestamp_ms: None,
+    };
+    let (next, messages) = (offsets.end, offsets.map(message).collect());
+    FetchedBatch { window, partition: 0, messages, next, leader_epoch: Some(4) }
 }
 
 #[test]
@@ -163,71 +169,6 @@ fn messages_read_before_an_offset_gap_are_pushed_and_the_commit_point_does_not_s
     }
     assert_eq!(rig.jobs(), [2, 3, 4, 50, 51]);
     assert_eq!(rig.dispatcher.partitions[&0].window.commit_point(), Some(51));
-}
-
-#[test]
-fn a_recreated_topic_is_read_from_its_beginning_which_is_stored_at_once() {
-    let mut rig = rig(|_| {});
-    let window = rig.gain(1);
-    rig.dispatcher.on_fetched(Fetched::TopicId { window, partition: 0, topic_id: OLD_ID });
-    let old = LogIdentity { topic_id: Some(OLD_ID), leader_epoch: None };
-    assert_eq!(rig.stored_now(), Some((0, old)), "the group learns the id although no message is done");
-    rig.fetched(window, 0..5);
-    rig.done(window, 0);
-    assert_eq!(rig.stored_now(), Some((1, LogIdentity { leader_epoch: Some(4), ..old })));
-    rig.changed(window, LogChange::Recreated { topic_id: NEW_ID });
-    let (fresh, start) = rig.last_assigned();
-    let log = LogIdentity { topic_id: Some(NEW_ID), leader_epoch: None };
-    assert!(fresh != window && start == StartPosition { offset: 0, log });
-    assert_eq!((rig.stored_now(), rig.commit_point()), (Some((0, log)), Some(0)));
-    // Late acks of the old topic move nothing, and those of the new one are its own.
-    rig.done(window, 1);
-    assert_eq!(rig.commit_point(), Some(0));
-    rig.fetched(fresh, 0..3);
-    assert_eq!(rig.jobs(), [0, 1, 2, 3, 4, 0, 1, 2]);
-    assert!(rig.has_metric("ktransfer_offset_resets_total{module=\"m\",reason=\"recreated\"} 1"));
-    // A release before a message is done hands the new beginning over.
-    rig.dispatcher.on_group(GroupEvent::Releasing { partition: 0, generation: Generation(1) });
-    for offset in [2, 3, 4] {
-        rig.done(window, offset);
-    }
-    rig.dispatcher.release_all_now();
-    assert_eq!(rig.group.take().releases[&0], (Generation(1), Some(0)));
-}
-
-#[test]
-fn an_offset_beyond_the_end_of_an_unknown_log_continues_at_the_oldest_and_is_stored_at_once() {
-    let mut rig = rig(|_| {});
-    let window = rig.gain(1);
-    rig.fetched(window, 0..5);
-    rig.changed(window, LogChange::OffsetGone { offset: 5, oldest: 0, newest: 3 });
-    let (fresh, start) = rig.last_assigned();
-    assert!(fresh != window && start.offset == 0);
-    assert_eq!(rig.stored_now().map(|(next, _)| next), Some(0));
-    rig.fetched(fresh, 0..3);
-    assert_eq!(rig.jobs(), [0, 1, 2, 3, 4, 0, 1, 2]);
-    assert!(rig.has_metric("ktransfer_offset_resets_total{module=\"m\",reason=\"beyond_end\"} 1"));
-}
-
-#[test]
-fn a_truncated_log_is_read_from_where_the_logs_diverge_or_from_the_first_message_that_is_not_done() {
-    for (done, continues_at) in [(0..2, 2), (0..5, 3)] {
-        let mut rig = rig(|_| {});
-        let window = rig.gain(1);
-        rig.fetched(window, 0..5);
-        for offset in done {
-            rig.done(window, offset);
-        }
-        rig.changed(window, LogChange::Truncated { position: 5, divergence: 3, leader_epoch: Some(2) });
-        let (fresh, start) = rig.last_assigned();
-        assert!(fresh != window);
-        // The message before offset 2 was read with epoch 4.
-        let leader_epoch = Some(if continues_at == 3 { 2 } else { 4 });
-        let log = LogIdentity { topic_id: None, leader_epoch };
-        assert_eq!(start, StartPosition { offset: continues_at, log });
-        assert_eq!(rig.stored_now(), Some((continues_at, log)));
-        assert!(rig.has_metric("ktransfer_truncated_messages_total{module=\"m\"} 2"));
-    }
 }
 
 #[test]
@@ -305,23 +246,6 @@ fn the_workers_recheck_only_claims_whose_phase_has_changed() {
     });
     // Jobs of the other claim may still be sent, and must come before the worker judges that claim.
     assert_eq!(rechecks.collect::<Vec<_>>(), [[(0, Generation(1))]]);
-}
-
-#[test]
-fn messages_done_ahead_are_pushed_again_if_the_leader_has_changed_since() {
-    for (stored_epoch, expected) in [(4, &[0, 1, 4][..]), (3, &[0, 1, 2, 3, 4])] {
-        let mut rig = rig(|_| {});
-        let position = StoredPosition {
-            leader_epoch: Some(stored_epoch),
-            done_ahead: vec![2..4; 1].into(),
-            ..StoredPosition::at(0)
-        };
-        rig.dispatcher.on_group(GroupEvent::Gained(Claim { position: Some(position), ..claim(0, 1, None) }));
-        let window = rig.last_assigned().0;
-        // An unclean election may have replaced the messages 2 and 3 by others.
-        rig.fetched(window, 0..5);
-        assert_eq!(rig.jobs(), expected, "stored with epoch {stored_epoch}");
-    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! How many jobs each worker could push but has not pushed yet: the choice of a worker for a message without a key, and
-//! the decision whether to read further.
+//! Counts the jobs that each worker could push but has not pushed yet. The counts decide which worker gets a message
+//! without a key, and whether to read further.
 //!
 //! A job counts from the time it is sent to its worker until it is done, or until it waits: for its next attempt, or
 //! behind a job of its key. Invariant: `order` is sorted by load, so each operation takes constant time.

@@ -1,4 +1,4 @@
-//! What the dispatcher and the fetch loop send to each other.
+//! The messages between the dispatcher and the fetch loop.
 
 use crate::broker::{LogIdentity, Message, Offset, PartitionId, TopicId};
 use crate::ktransfer::group::Generation;
@@ -55,8 +55,8 @@ pub(crate) struct FetchedBatch {
 pub(crate) enum Fetched {
     /// Messages of one or more partitions.
     Messages(Vec<FetchedBatch>),
-    /// The start offset was found for a partition that was assigned without a position. It is on its way to the group,
-    /// which stores it.
+    /// The start offset was found for a partition that was assigned without a position. It was already sent to the
+    /// group, which stores it.
     StartsAt {
         /// The window of the assignment.
         window: WindowId,

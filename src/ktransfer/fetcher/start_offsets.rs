@@ -20,8 +20,8 @@ use crate::ktransfer::job::WindowId;
 use crate::locks::lock;
 use crate::shutdown::Stop;
 
-/// Bound of the channel of found offsets. While it is full the thread waits for the fetch loop; the offsets in it are
-/// already on their way to the group.
+/// Bound of the channel of found offsets. While it is full the thread waits for the fetch loop; the offsets in it were
+/// already sent to the group.
 pub(crate) const FOUND_STARTS: usize = 64;
 /// Time limit of the first look-up. It doubles with each look-up that fails, up to [`MAX_LOOKUP_TIME`]. New requests
 /// wait for the look-up in flight.

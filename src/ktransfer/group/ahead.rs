@@ -1,4 +1,5 @@
-//! The `ahead` node of a partition: which messages above the stored offset are done, and the log that is meant.
+//! The `ahead` node of a partition: which messages above the stored offset are done, and the log that the offsets
+//! belong to.
 //!
 //! The original ignores the node. Its data is JSON, and belongs to one version of the offset node. ktransfer writes
 //! both nodes together, so an offset that another client wrote (by hand, or the original) makes the node void: the
@@ -14,7 +15,7 @@ use crate::broker::{Offset, TopicId};
 /// Limit on the text of the ranges. Ranges beyond it are left out, from the end: their messages are pushed again.
 const MAX_RANGES_BYTES: usize = 16 << 10;
 
-/// Data of the node while nothing is known. Any other data that is not readable means the same.
+/// Data of the node if no messages are done ahead. Any other data that cannot be decoded means the same.
 pub(super) const VOID: &[u8] = b"{}";
 
 #[derive(Deserialize, Serialize)]
@@ -27,8 +28,12 @@ struct AheadNode {
     /// Hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     topic_id: Option<String>,
+    /// That of the message before `offset`.
     #[serde(skip_serializing_if = "Option::is_none")]
     leader_epoch: Option<i32>,
+    /// The highest leader epoch that had been read when `done` was written. An earlier version does not know it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_epoch: Option<i32>,
     /// `GAP+LENGTH` for each range, separated by spaces: the messages between the end of the range before (for the
     /// first range: `offset`) and the range, and the messages of the range.
     done: String,
@@ -37,8 +42,9 @@ struct AheadNode {
 /// Returns the data of the node beside an offset node that contains `offset` and has `offset_version`.
 pub(super) fn encode(offset: Offset, offset_version: i32, ahead: &DoneAhead) -> Vec<u8> {
     let topic_id = ahead.topic_id.map(|id| id_text(&id));
-    let (leader_epoch, done) = (ahead.leader_epoch, encode_ranges(offset, &ahead.ranges));
-    let node = AheadNode { version: 1, offset_version, offset, topic_id, leader_epoch, done };
+    let DoneAhead { leader_epoch, read_epoch, .. } = *ahead;
+    let done = encode_ranges(offset, &ahead.ranges);
+    let node = AheadNode { version: 1, offset_version, offset, topic_id, leader_epoch, read_epoch, done };
     serde_json::to_vec(&node).unwrap_or_else(|_| VOID.to_vec())
 }
 
@@ -71,8 +77,8 @@ pub(super) fn decode(data: &[u8], offset: Offset, offset_version: i32) -> Option
         Some(text) => Some(decode_id(&text)?),
         None => None,
     };
-    let (leader_epoch, ranges) = (node.leader_epoch, decode_ranges(offset, &node.done)?.into());
-    Some(DoneAhead { topic_id, leader_epoch, ranges })
+    let AheadNode { leader_epoch, read_epoch, .. } = node;
+    Some(DoneAhead { topic_id, leader_epoch, ranges: decode_ranges(offset, &node.done)?.into(), read_epoch })
 }
 
 /// Returns the hexadecimal text of a topic's id.
@@ -111,7 +117,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn ahead(topic_id: Option<TopicId>, ranges: &[Range<Offset>]) -> DoneAhead {
-        DoneAhead { topic_id, leader_epoch: None, ranges: ranges.into() }
+        DoneAhead { topic_id, leader_epoch: None, ranges: ranges.into(), read_epoch: None }
     }
 
     #[test]
@@ -127,9 +133,15 @@ mod tests {
     }
 
     #[test]
-    fn the_leader_epoch_is_kept() {
-        let log = DoneAhead { leader_epoch: Some(4), ..DoneAhead::default() };
-        assert_eq!(decode(&encode(0, 1, &log), 0, 1), Some(log));
+    fn the_leader_epochs_are_kept_and_a_node_of_an_earlier_version_has_one_of_them() {
+        let log = DoneAhead { leader_epoch: Some(4), read_epoch: Some(7), ..ahead(None, &[102..103; 1]) };
+        let data = encode(100, 7, &log);
+        assert_eq!(decode(&data, 100, 7), Some(log.clone()));
+        let earlier = br#"{"version":1,"offset_version":7,"offset":100,"leader_epoch":4,"done":"2+1"}"#;
+        assert_eq!(decode(earlier, 100, 7), Some(DoneAhead { read_epoch: None, ..log }));
+        // An earlier version skips members that it does not know.
+        let later = br#"{"version":1,"offset_version":7,"offset":100,"next":{},"done":"2+1"}"#;
+        assert!(decode(later, 100, 7).is_some());
     }
 
     #[test]

@@ -12,11 +12,11 @@ use crate::broker::{PartitionId, PartitionInfo};
 /// Returns the partitions that the sticky assignor assigns to `member`; none if `member` is not among `members`.
 ///
 /// `owners` has the present owner of each partition that has one. Owners that are not members do not count. Each member
-/// gets `partitions / members` partitions; `partitions % members` members get one more: first members that own that
-/// many, then the others, in the order of their ids. An owner of too many keeps those with the lowest numbers. The
-/// other partitions go to the members in the order of their ids, with ascending numbers.
+/// gets `partitions / members` partitions, and `partitions % members` members get one more: first members that already
+/// own that many, then the others, in the order of their ids. A member that owns too many keeps those with the lowest
+/// numbers. The other partitions go to the members in the order of their ids, with ascending numbers.
 ///
-/// While partitions move to their new owners, every state on the way has the same result. So members that read the
+/// While partitions move to their new owners, every intermediate state gives the same result. So members that read the
 /// owners at different times agree.
 pub(super) fn sticky_partitions(
     member: &str,

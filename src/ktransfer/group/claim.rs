@@ -36,7 +36,7 @@ pub(super) enum ClaimOutcome {
         version: i32,
         /// The stored offset; `None` if none is stored.
         position: Option<Offset>,
-        /// What is stored beside the offset.
+        /// The messages done ahead that are stored beside the offset.
         ahead: DoneAhead,
     },
     /// The owner node of another member exists.
@@ -45,7 +45,7 @@ pub(super) enum ClaimOutcome {
     Unreadable(BadOffset),
 }
 
-/// What to store for a partition.
+/// The data to store for a partition.
 #[derive(Debug)]
 pub(super) struct Store<'a> {
     pub(super) partition: PartitionId,

@@ -9,8 +9,8 @@ use crate::clock::BootTime;
 /// The value of a fence whose claim has ended.
 const ENDED: u64 = 0;
 
-/// The time limit of one claim. The group moves it forward with each proof that the claim is still held, and ends it
-/// with the claim; every worker reads one atomic number.
+/// The time limit of one claim. The group extends it with each proof that the claim is still held, and ends it with the
+/// claim. A worker's check reads one atomic number.
 #[derive(Debug)]
 pub struct TimedFence {
     /// Nanoseconds of [`BootTime`]; [`ENDED`] after the end of the claim.

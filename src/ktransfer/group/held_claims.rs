@@ -13,7 +13,7 @@ pub(super) trait HeldClaim {
     /// Returns the number of the claim.
     fn generation(&self) -> Generation;
 
-    /// Returns what is stored of the claim, and what is to be stored.
+    /// Returns the stored state of the claim, and the state to be stored.
     fn progress(&mut self) -> &mut Progress;
 
     /// Notes that the dispatcher has sent `Release`: no push of the claim follows.

@@ -1,4 +1,4 @@
-//! Proves that the ZooKeeper session lives, and extends the fences of all claims made in it.
+//! Proves that the ZooKeeper session is alive, and extends the fences of all claims made in it.
 //!
 //! The session is shared by all modules of a process, and so is its proof: a write that succeeded. The thread `leases`
 //! writes the registration of a member again, unchanged, several times each session timeout. It does nothing else, so a

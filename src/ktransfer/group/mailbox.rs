@@ -65,6 +65,8 @@ pub(crate) struct DoneAhead {
     pub(crate) leader_epoch: Option<i32>,
     /// Ascending ranges of offsets.
     pub(crate) ranges: Arc<[Range<Offset>]>,
+    /// The highest leader epoch that had been read when the ranges were taken; `None` if it is unknown.
+    pub(crate) read_epoch: Option<i32>,
 }
 
 /// Creates a mailbox and returns both its ends.
@@ -118,10 +120,9 @@ impl CommandTable {
                 self.pending.starts.insert(partition, (generation, next, log));
                 true
             }
-            GroupCommand::DoneAhead { partition, generation, topic_id, ranges } => {
-                self.pending
-                    .done_ahead
-                    .insert(partition, (generation, DoneAhead { topic_id, leader_epoch: None, ranges }));
+            GroupCommand::DoneAhead { partition, generation, topic_id, ranges, read_epoch } => {
+                let ahead = DoneAhead { topic_id, leader_epoch: None, ranges, read_epoch };
+                self.pending.done_ahead.insert(partition, (generation, ahead));
                 let is_early = |woken| now.saturating_duration_since(woken) < DONE_AHEAD_WAKE_INTERVAL;
                 if self.done_ahead_woken.is_some_and(is_early) {
                     return false;
@@ -164,7 +165,7 @@ mod tests {
 
     fn done_ahead(end: Offset) -> GroupCommand {
         let ranges = std::iter::once(1..end).collect();
-        GroupCommand::DoneAhead { partition: 3, generation: Generation(1), topic_id: None, ranges }
+        GroupCommand::DoneAhead { partition: 3, generation: Generation(1), topic_id: None, ranges, read_epoch: None }
     }
 
     #[test]

@@ -100,12 +100,14 @@ pub struct StoredPosition {
     pub leader_epoch: Option<i32>,
     /// Ascending ranges of offsets, all above `next`, whose messages are done already.
     pub done_ahead: Arc<[Range<Offset>]>,
+    /// The highest leader epoch that had been read when `done_ahead` was stored; `None` if it is unknown.
+    pub read_epoch: Option<i32>,
 }
 
 impl StoredPosition {
     /// Returns the position `next` of a topic with an unknown id, without messages done ahead of it.
     pub fn at(next: Offset) -> StoredPosition {
-        StoredPosition { next, topic_id: None, leader_epoch: None, done_ahead: Arc::default() }
+        StoredPosition { next, topic_id: None, leader_epoch: None, done_ahead: Arc::default(), read_epoch: None }
     }
 
     /// Returns the log that `next` belongs to.
@@ -178,6 +180,8 @@ pub enum GroupCommand {
         topic_id: Option<TopicId>,
         /// Ascending ranges of offsets, all above the commit point.
         ranges: Arc<[Range<Offset>]>,
+        /// The highest leader epoch that was read so far; `None` if it is unknown.
+        read_epoch: Option<i32>,
     },
     /// No push of the partition is in flight: store `next` and release the claim.
     Release {

@@ -1,4 +1,4 @@
-//! Where a group reports its state: `/readyz`, metrics, the log, and what its stop could not do.
+//! The receivers of a group's state: `/readyz`, metrics, the log, and the report of work that its stop could not do.
 
 use std::time::{Duration, Instant};
 
@@ -18,15 +18,15 @@ const OTHER_WARNING_PAUSE: Duration = Duration::from_secs(5);
 /// Where a group reports its state. The default reports nowhere.
 #[derive(Clone, Default)]
 pub(crate) struct GroupObservers {
-    /// Part of `/readyz`: ready once the member has joined and claimed its partitions, and where they begin is stored:
-    /// from then on no message is missed, whatever `start_from` says. Not ready while a partition has no owner for
-    /// long.
+    /// Part of `/readyz`: ready once the member has joined and claimed its partitions, and their start offsets are
+    /// stored. From then on no message is missed, whatever `start_from` says. Not ready while a partition has had no
+    /// owner for long.
     pub(crate) health: Option<Component>,
     /// Number of partitions assigned to this member whose stored offset is not readable; a metric.
     pub(crate) unreadable: Option<IntGauge>,
     /// Number of partitions of the topic that no member owns; a metric.
     pub(crate) unowned: Option<IntGauge>,
-    /// What the leave could not do.
+    /// Receives the work that the leave could not do.
     pub(crate) report: StopReport,
     /// The pauses of the module, which a group reads at intervals and with each claim; a group in Kafka stores them,
     /// too.

@@ -20,7 +20,7 @@ const CALL: Duration = Duration::from_secs(10);
 /// Partitions whose nodes are written together: their changes fit into one request (`jute.maxbuffer`, 1 MiB).
 const PARTITIONS_A_WRITE: usize = 32;
 
-/// What a group has stored.
+/// The stored data of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StoredOffsets {
     /// The position of each partition that has one.
@@ -88,6 +88,7 @@ impl ZookeeperOffsets<'_> {
             topic_id: position.topic_id,
             leader_epoch: position.leader_epoch,
             ranges: Arc::clone(&position.done_ahead),
+            read_epoch: position.read_epoch,
         };
         let data = ahead::encode(position.next, version.wrapping_add(1), &done);
         let ahead_path = paths::ahead(self.group, self.topic, partition);
@@ -113,8 +114,9 @@ impl OffsetStore for ZookeeperOffsets<'_> {
             let Some(next) = stored else { continue };
             let beside = self.keeper.read(&paths::ahead(self.group, self.topic, partition)).map_err(to_text)?;
             let known = beside.and_then(|beside| ahead::decode(&beside.data, next, node.version)).unwrap_or_default();
-            let DoneAhead { topic_id, leader_epoch, ranges } = known;
-            found.positions.insert(partition, StoredPosition { next, topic_id, leader_epoch, done_ahead: ranges });
+            let DoneAhead { topic_id, leader_epoch, ranges: done_ahead, read_epoch } = known;
+            let position = StoredPosition { next, topic_id, leader_epoch, done_ahead, read_epoch };
+            found.positions.insert(partition, position);
         }
         Ok(found)
     }
@@ -154,10 +156,9 @@ impl OffsetStore for KafkaOffsets {
         let first_partitions = known.iter().filter_map(|(_, metadata)| metadata.first_partitions).min();
         let pauses = pauses_of(&known).pauses();
         let position = |(committed, metadata): (CommittedOffset, CommitMetadata)| {
-            let (CommittedOffset { offset: next, leader_epoch, .. }, CommitMetadata { topic_id, ranges, .. }) =
-                (&committed, metadata);
-            let position = StoredPosition { next: *next, topic_id, leader_epoch: *leader_epoch, done_ahead: ranges };
-            (committed.partition, position)
+            let CommittedOffset { partition, offset: next, leader_epoch, .. } = committed;
+            let CommitMetadata { topic_id, ranges: done_ahead, read_epoch, .. } = metadata;
+            (partition, StoredPosition { next, topic_id, leader_epoch, done_ahead, read_epoch })
         };
         let positions = known.into_iter().map(position).collect();
         Ok(StoredOffsets { positions, first_partitions: first_partitions.unwrap_or_default(), pauses })
@@ -167,9 +168,9 @@ impl OffsetStore for KafkaOffsets {
         let known = self.known()?;
         let tokens: BTreeMap<PartitionId, u64> =
             known.iter().map(|(committed, metadata)| (committed.partition, metadata.token)).collect();
-        let pauses = pauses_of(&known).replaced_by(&offsets.pauses);
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let now_ms = u64::try_from(now_ms).unwrap_or_default();
+        let pauses = pauses_of(&known).replaced_by(&offsets.pauses, now_ms);
         let commit = |(partition, position): (&PartitionId, &StoredPosition), max_bytes: usize| {
             let metadata = CommitMetadata {
                 // A claim takes a larger one than this.
@@ -178,6 +179,7 @@ impl OffsetStore for KafkaOffsets {
                 first_partitions: Some(offsets.first_partitions),
                 topic_id: position.topic_id,
                 ranges: Arc::clone(&position.done_ahead),
+                read_epoch: position.read_epoch,
             };
             let (offset, leader_epoch) = (position.next, position.leader_epoch);
             let metadata = metadata::encode(offset, &metadata, max_bytes)?;

@@ -60,6 +60,7 @@ fn positions() -> StoredOffsets {
         topic_id: Some([9; 16]),
         leader_epoch: Some(3),
         done_ahead: ranges.into_iter().collect(),
+        read_epoch: Some(4),
     };
     let pauses = Pauses { module: None, partitions: [(2, mark("ann"))].into() };
     StoredOffsets { positions: [(0, full), (2, StoredPosition::at(7))].into(), first_partitions: 4, pauses }

@@ -1,4 +1,4 @@
-//! What operators do with running modules: pause, resume, skip and seek, and the state that they see.
+//! The operations of operators on running modules (pause, resume, skip and seek), and the state that they see.
 //!
 //! ```text
 //!  admin-0 ── tasks (16) ──▶ operations ── requests (4) ──▶ dispatch@M
@@ -13,7 +13,7 @@
 //!
 //! Invariants: an operation that is refused changes nothing. An answer comes within [`MAX_WAIT`] and some seconds for
 //! ZooKeeper, and says one of three things: done, not done, or unknown. A request that was answered with "not done" is
-//! not carried out later: whoever withdraws it and whoever begins it agree by one atomic change.
+//! not carried out later: one atomic change decides whether it is withdrawn or begun.
 
 mod answer;
 mod client;

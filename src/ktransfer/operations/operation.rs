@@ -4,14 +4,14 @@ use serde::Serialize;
 
 use crate::broker::{Offset, PartitionId};
 
-/// An operation on a module, as an operator asks for it.
+/// An operation on a module that an operator requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// Push no message of a partition, or of the whole module, until the resume.
     Pause(Option<PartitionId>),
     /// End the pause of a partition, or all pauses of the module.
     Resume(Option<PartitionId>),
-    /// Pass over the message that holds the commit point of a partition.
+    /// Skip the message that holds the commit point of a partition.
     Skip {
         /// Number of the partition.
         partition: PartitionId,

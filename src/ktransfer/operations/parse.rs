@@ -12,7 +12,7 @@ use crate::http::percent_decode;
 /// Prefix of the paths of modules.
 pub(super) const MODULES: &str = "/v1/modules";
 
-/// What a path names.
+/// The target that a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     /// All modules.
@@ -83,7 +83,7 @@ pub(super) fn target(path: &str) -> Option<Target> {
     }
 }
 
-/// Returns whether the query asks for a dry run.
+/// Returns whether the query requests a dry run.
 pub(super) fn is_dry_run(query: Option<&str>) -> Result<bool, Refusal> {
     let mut is_dry_run = false;
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {

@@ -1,4 +1,4 @@
-//! What the thread `operations` and a dispatcher share.
+//! The requests of the thread `operations` to a dispatcher, and the state that both share.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +11,15 @@ use super::status::StatusBoard;
 use crate::broker::{Offset, PartitionId};
 use crate::ktransfer::group::StoreReceipts;
 use crate::ktransfer::pauses::PauseTable;
+use crate::ktransfer::read_errors::ReadErrors;
 use crate::ktransfer::turn::Turn;
 
-/// What a dispatcher does for an operation.
+/// The part of an operation that a dispatcher carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Follow the pauses of the table in a partition, or in all.
     FollowPauses(Option<PartitionId>),
-    /// Pass over the message at this offset, if it holds the commit point.
+    /// Skip the message at this offset, if it holds the commit point.
     Skip {
         /// Number of the partition.
         partition: PartitionId,
@@ -36,9 +37,9 @@ pub(crate) type Reply = Result<Vec<PartitionResult>, Refusal>;
 
 /// A request to a dispatcher.
 pub(crate) struct Request {
-    /// What to do.
+    /// The action to carry out.
     pub(crate) action: Action,
-    /// Whether only to say what would be done.
+    /// Whether to report only what would be done.
     pub(crate) is_dry_run: bool,
     /// Name of the operator's credential, for the log.
     pub(crate) by: Arc<str>,
@@ -61,4 +62,6 @@ pub(crate) struct OperatorLink {
     pub(crate) status: StatusBoard,
     /// Which positions the group has stored.
     pub(crate) receipts: StoreReceipts,
+    /// Which partitions cannot be read; the fetch loop writes it.
+    pub(crate) read_errors: ReadErrors,
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::broker::{Offset, PartitionId};
+use crate::ktransfer::read_errors::ReadError;
 use crate::locks::lock;
 
 /// The state of a module.
@@ -19,7 +20,7 @@ pub(crate) struct ModuleStatus {
     pub(crate) backends: Vec<BackendStatus>,
     /// The messages done and the attempts that failed since the start of the process.
     pub(crate) messages: MessageCounts,
-    /// The same in a second, over the last minute; `None` for the first seconds.
+    /// The rates per second, over the last minute; `None` for the first seconds.
     pub(crate) per_second: Option<MessageRates>,
 }
 
@@ -34,7 +35,7 @@ pub(crate) struct MessageCounts {
     pub(crate) given_up: u64,
     /// Done because their dead letter is stored.
     pub(crate) dead_lettered: u64,
-    /// Passed over by operators.
+    /// Skipped by operators.
     pub(crate) skipped: u64,
     /// Attempts without an answer, or whose answer is no delivery.
     pub(crate) failed_attempts: u64,
@@ -118,6 +119,8 @@ pub(crate) struct PartitionStatus {
     pub(crate) held_back: usize,
     /// How long the claim is valid without another proof of the session.
     pub(crate) lease_ms: u64,
+    /// Why it cannot be read; `None` if it can.
+    pub(crate) read_error: Option<ReadError>,
     /// The message that holds the commit point.
     pub(crate) head: Option<HeadStatus>,
 }
@@ -145,7 +148,7 @@ pub(crate) struct HeadStatus {
     pub(crate) offset: Offset,
     /// How long it has held the commit point.
     pub(crate) held_ms: u64,
-    /// What happens with it.
+    /// Its state.
     pub(crate) state: HeadState,
     /// How long its push has been on the wire; `None` if it is not.
     pub(crate) on_wire_ms: Option<u64>,
@@ -159,7 +162,7 @@ pub(crate) struct HeadStatus {
     pub(crate) backend: Option<String>,
 }
 
-/// What happens with a message.
+/// The state of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum HeadState {

@@ -1,4 +1,4 @@
-//! What the page shows: the modules as `/v1/modules` has them, each with a verdict and the reason for it.
+//! The content of the page: the modules as in `/v1/modules`, each with a verdict and the reason for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::ktransfer::operations::{
 use crate::ktransfer::pauses::Pauses;
 
 /// A message that failed and has held its commit point for this long makes a module degraded. A retry that succeeds
-/// sooner is nothing to look at.
+/// sooner needs no attention.
 const HELD_FOR_LONG_MS: u64 = 10_000;
 /// A dispatcher that has not written its status for this long is not ready. It writes it once a second.
 const STALE_AFTER: Duration = Duration::from_secs(10);

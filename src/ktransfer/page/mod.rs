@@ -1,8 +1,8 @@
-//! The page at `/` of `admin_port`, as pure functions of what `/v1/modules` shows: which modules of this process push,
-//! what holds them up, and which backends are out of use; the worst first. It changes nothing: operations are requests
-//! of their own.
+//! The page at `/` of `admin_port`, as pure functions of the state that `/v1/modules` shows: which modules of this
+//! process push, what blocks them, and which backends are ejected; the worst first. It is read-only: operations are
+//! separate requests.
 //!
-//! Reading order: `verdict` (the words), `content` (what the page shows, and the judgement of a module), `rows`,
+//! Reading order: `verdict` (the words), `content` (the content of the page, and the verdict of a module), `rows`,
 //! `details` (the backends and partitions of a module), here how they are put together.
 
 mod content;
@@ -25,7 +25,7 @@ use crate::html::{Bytes, Count};
 pub(super) use content::ModulesContent;
 use verdict::{ModuleVerdict, ModulesPage};
 
-/// What a row of the page is.
+/// Noun for the rows of the page, in the plural.
 const THINGS: &str = "modules";
 
 /// The answers of the page.

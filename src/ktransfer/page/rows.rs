@@ -1,4 +1,4 @@
-//! The table of the modules: one row each, and its details when they are asked for.
+//! The table of the modules: one row each, and its details on request.
 
 use std::cmp::Reverse;
 use std::time::Instant;

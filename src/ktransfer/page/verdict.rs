@@ -13,7 +13,7 @@ impl Parameters for ModulesPage {
     const HAS_CLUSTERS: bool = false;
 }
 
-/// What a module does, from the best to the worst.
+/// The state of a module, from the best to the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ModuleVerdict {
     /// It pushes, or has nothing to push.

@@ -1,4 +1,4 @@
-//! What is paused in a module, and how operators change that.
+//! The pauses of a module, and the changes that operators make.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ pub(in crate::ktransfer) enum PauseChange {
 }
 
 impl Pauses {
-    /// Whether both have the same pauses, whoever made them.
+    /// Whether both have the same pauses; their marks may differ.
     pub(in crate::ktransfer) fn is_alike(&self, other: &Pauses) -> bool {
         self.module.is_some() == other.module.is_some() && self.partitions.keys().eq(other.partitions.keys())
     }

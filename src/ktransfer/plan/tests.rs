@@ -1,4 +1,4 @@
-//! Tests of what a reload does with each difference.
+//! Tests of the plan of a reload for each difference.
 
 use super::*;
 use std::fs;

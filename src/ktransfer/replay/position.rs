@@ -1,5 +1,5 @@
-//! How far the dead letters of a module are replayed, for each partition of the dead-letter topic: a node in ZooKeeper,
-//! or an offset that the group `MODULE.replayed` has committed in Kafka.
+//! The position up to which dead letters are replayed, for each partition of the dead-letter topic: a node in
+//! ZooKeeper, or an offset that the group `MODULE.replayed` has committed in Kafka.
 //!
 //! Beside the next offset to replay there is the id of the topic, where brokers have topic ids, so that a topic that
 //! was created again is replayed from its beginning. Every write to ZooKeeper is conditional on the version that was

@@ -54,7 +54,7 @@ impl Worker {
     }
 
     /// Abandons the jobs of these claims whose dead letters are being stored, if the claim has ended. While a claim is
-    /// drained a letter on its way may still be stored, like a push on the wire.
+    /// drained, a letter in flight may still be stored, like a push on the wire.
     fn abandon_letters(&mut self, claims: &ClaimIds) {
         let is_ended =
             |assignment: &Assignment| claims.contains(&assignment.id()) && assignment.phase() == ClaimPhase::Ended;

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
-/// What the next step of a job needs.
+/// The requirement of the next step of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
     /// A push, and before it a slot of the window: the job is taken with [`KeyQueues::take_fresh`].

@@ -1,9 +1,9 @@
 //! The jobs that end without a delivery: dropped, or with a dead letter.
 //!
 //! [`Worker::give_up`] is the one place where a worker ends a job that was not delivered. With a dead letter the job is
-//! done only when the letter is stored; until then its key waits, the worker goes on with its other keys, and the job
+//! done only when the letter is stored; until then its key waits, the worker continues with its other keys, and the job
 //! takes no slot of the window. A letter that could not be stored is sent again after a pause. A letter needs neither a
-//! backend nor a permit to push: it goes on while the worker may begin no attempt.
+//! backend nor a permit to push, so it is sent even while the worker may begin no attempt.
 
 use log::Level;
 

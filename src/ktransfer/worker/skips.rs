@@ -1,4 +1,4 @@
-//! Passes over a message by the order of an operator.
+//! Skips a message by the order of an operator.
 
 use super::Worker;
 use super::key_queues::QueueId;
@@ -9,9 +9,9 @@ use crate::ktransfer::give_up::skip;
 use crate::ktransfer::job::SkipOrder;
 
 impl Worker {
-    /// Passes over the message of the order if this worker has it, with a dead letter if the module has a dead-letter
-    /// topic and the order does not say otherwise. A message that was on the wire is in the queues again by now: the
-    /// dispatcher has cut its push, or the push has ended.
+    /// Skips the message of the order if this worker has it, with a dead letter if the module has a dead-letter topic
+    /// and the order does not exclude it. A message that was on the wire is in the queues again by now: the dispatcher
+    /// has cut its push, or the push has ended.
     pub(super) fn skip(&mut self, order: &SkipOrder) {
         let letters = self.context.dead_letters.clone().filter(|_| order.stores_letter);
         let Some((queue, pending)) = self.take_for(order, letters.is_some()) else { return };
@@ -32,7 +32,7 @@ impl Worker {
         };
         let on_its_way = self.letters.iter().find(|(_, (_, pending))| is_wanted(pending)).map(|(ticket, _)| *ticket);
         match on_its_way {
-            // What becomes of the letter is not of interest any more; it may still be stored.
+            // The result of the letter no longer matters; it may still be stored.
             Some(ticket) => self.letters.remove(&ticket),
             None => self.queues.take_where(is_wanted),
         }

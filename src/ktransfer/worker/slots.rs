@@ -13,7 +13,7 @@ use crate::ktransfer::worker_context::WorkerContext;
 enum SlotRequest {
     /// It does not.
     None,
-    /// It is registered, or the grant is on its way.
+    /// It is registered, or the grant was sent and has not arrived.
     Waiting,
     /// It has a slot for its next first attempt.
     Granted,
@@ -28,7 +28,7 @@ pub(super) struct WorkerSlots {
     request: SlotRequest,
     /// Whether this worker has given up a slot, or its registration for one, because of a retry.
     has_left_queue: bool,
-    /// Number of grants of a slot that are on their way although the slot was returned already.
+    /// Number of grants that were sent and have not arrived, and whose slot was returned already.
     void_grants: usize,
 }
 

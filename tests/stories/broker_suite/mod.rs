@@ -1,5 +1,5 @@
-//! What the Kafka seam guarantees, checked for every engine: the in-memory broker, native (with Kafka 3.9
-//! and 4.x) and kafka-rust (with Kafka 3.9).
+//! The guarantees of the Kafka seam, checked for every engine: the in-memory broker, native (with Kafka 3.9 and 4.x)
+//! and kafka-rust (with Kafka 3.9).
 
 /// A broker, and the engine under test as its client.
 mod fixture;

@@ -1,4 +1,4 @@
-//! What an administrator changes in a cluster: ACLs, configs of topics, quotas. Encoded by hand, as in
+//! Changes of an administrator to a cluster: ACLs, configs of topics, quotas. Encoded by hand, as in
 //! [`super::kafka_wire`].
 
 use std::time::Duration;
@@ -20,6 +20,7 @@ const CLUSTER: u8 = 4;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Operation {
     All = 2,
+    Read = 3,
     Write = 4,
     Describe = 8,
     DescribeConfigs = 10,

@@ -1,4 +1,4 @@
-//! What to request of a broker next.
+//! Plans the next request to a broker.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ const MAX_PAUSED_BYTES: usize = 1 << 20;
 /// The worker of a broker that leads no assigned partition ends after this time.
 const MAX_IDLE: Duration = Duration::from_secs(10);
 
-/// What can be requested of a broker now.
+/// The partitions that can be requested from a broker now.
 #[derive(Default)]
 struct Candidates {
     /// Partitions whose next request goes to the broker.
@@ -37,7 +37,7 @@ struct Candidates {
 }
 
 impl FetchCore {
-    /// Returns what the worker of broker `id` does now.
+    /// Returns the next action of the worker of broker `id`.
     pub(in super::super) fn next_work(&mut self, id: BrokerId, now: Instant) -> Work {
         self.drop_paused_sets();
         let ready: usize = self.partitions.values().map(|reader| reader.ready_bytes).sum();
@@ -107,7 +107,7 @@ impl FetchCore {
     }
 
     /// Drops prefetched messages of paused partitions while these have more than 1 MiB, or more than half of the limit:
-    /// nobody takes them, and the other partitions would be left without room. They are fetched again.
+    /// they are not polled, and would leave no room for other partitions. They are fetched again.
     fn drop_paused_sets(&mut self) {
         loop {
             let paused = || self.partitions.values().filter(|reader| reader.is_paused && !reader.is_stopped);

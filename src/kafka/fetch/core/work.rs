@@ -1,4 +1,4 @@
-//! What the threads of a fetcher do next.
+//! The next actions of the threads of a fetcher.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ impl BrokerVersions {
     }
 }
 
-/// What the worker of a broker does next.
+/// The next action of the worker of a broker.
 #[derive(Debug)]
 pub(in super::super) enum Work {
     /// Connects to the broker, then calls `on_connected` or `on_failed`.
@@ -81,7 +81,7 @@ pub(in super::super) struct PartitionQuery {
 /// The result of a [`QueryPlan`] for each partition: a value, or the error code of the protocol.
 pub(in super::super) type QueryResults<T> = Vec<(TopicPartition, Result<T, i16>)>;
 
-/// What the metadata thread does next.
+/// The next action of the metadata thread.
 #[derive(Debug)]
 pub(in super::super) enum MetadataWork {
     /// Requests these topics, then calls `on_metadata` or `on_metadata_failed`.

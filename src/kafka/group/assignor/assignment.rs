@@ -13,7 +13,7 @@ pub struct GroupMember {
     pub member_id: Arc<str>,
     /// Id of a static member.
     pub instance_id: Option<Arc<str>>,
-    /// What the member wants and holds.
+    /// The topics that the member subscribes to, and the partitions that it holds.
     pub subscription: Subscription,
 }
 

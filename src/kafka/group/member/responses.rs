@@ -1,4 +1,4 @@
-//! What responses and failures do to a member.
+//! The effects of responses and failures on a member.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

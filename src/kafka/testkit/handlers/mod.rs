@@ -1,4 +1,4 @@
-//! What brokers do with each request.
+//! The handlers of a test broker, one module for each kind of request.
 
 mod committed;
 mod coordinator;

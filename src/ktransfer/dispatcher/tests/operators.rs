@@ -26,18 +26,18 @@ impl DispatcherRig {
         self.dispatcher.channels.operator.pauses.change(change).unwrap();
     }
 
-    fn pause(&mut self) -> Receiver<Reply> {
+    pub(super) fn pause(&mut self) -> Receiver<Reply> {
         self.change_pauses(&PauseChange::Pause(Some(0), PauseMark { by: "ann".into(), at_ms: 1 }));
         self.request(Action::FollowPauses(Some(0)), false)
     }
 
-    fn resume(&mut self) -> Receiver<Reply> {
+    pub(super) fn resume(&mut self) -> Receiver<Reply> {
         self.change_pauses(&PauseChange::Resume(Some(0)));
         self.request(Action::FollowPauses(Some(0)), false)
     }
 
     /// Acknowledges a job.
-    fn end(&mut self, window: WindowId, offset: Offset, end: JobEnd) {
+    pub(super) fn end(&mut self, window: WindowId, offset: Offset, end: JobEnd) {
         let (worker, has_waited) = (0, false);
         let ack = Ack { worker, has_waited, partition: 0, generation: Generation(1), window, offset, end };
         self.dispatcher.on_ack(ack, Instant::now());
@@ -45,7 +45,7 @@ impl DispatcherRig {
     }
 
     /// The worker has given a message up.
-    fn awaits_letter(&mut self, window: WindowId, offset: Offset) {
+    pub(super) fn awaits_letter(&mut self, window: WindowId, offset: Offset) {
         let job = JobPlace { partition: 0, generation: Generation(1), window, offset };
         self.dispatcher.on_report(WorkerReport::AwaitsLetter(job), Instant::now());
     }

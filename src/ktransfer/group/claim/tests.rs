@@ -114,7 +114,12 @@ fn what_is_done_ahead_is_stored_with_the_offset_and_kept_by_the_next_claim() {
     let ensemble = InMemoryEnsemble::new();
     let keeper = owner_at(&ensemble, 7);
     let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1", group_has_offsets: false };
-    let ahead = DoneAhead { topic_id: Some([7; 16]), leader_epoch: Some(3), ranges: [10..12, 15..16].into() };
+    let ahead = DoneAhead {
+        topic_id: Some([7; 16]),
+        leader_epoch: Some(3),
+        ranges: [10..12, 15..16].into(),
+        read_epoch: Some(5),
+    };
     // The commit point stands still, so only the second node is written.
     assert_eq!(store(&one, 2, Some(7), 7, &ahead), Ok(StoreOutcome::Stored(2)));
     let kept = |version| Ok(ClaimOutcome::Claimed { version, position: Some(7), ahead: ahead.clone() });
@@ -122,7 +127,12 @@ fn what_is_done_ahead_is_stored_with_the_offset_and_kept_by_the_next_claim() {
     assert_eq!(claim(&one, 0), kept(4), "a claim keeps the node valid");
 
     assert_eq!(store(&one, 4, Some(7), 11, &ahead), Ok(StoreOutcome::Stored(5)));
-    let rest = DoneAhead { topic_id: Some([7; 16]), leader_epoch: Some(3), ranges: [11..12, 15..16].into() };
+    let rest = DoneAhead {
+        topic_id: Some([7; 16]),
+        leader_epoch: Some(3),
+        ranges: [11..12, 15..16].into(),
+        read_epoch: Some(5),
+    };
     assert_eq!(claim(&one, 0), Ok(ClaimOutcome::Claimed { version: 6, position: Some(11), ahead: rest }));
 
     keeper.write(OFFSET, b"11", 6).unwrap();
@@ -135,7 +145,7 @@ fn a_store_of_what_is_done_ahead_is_fenced_like_an_offset() {
     let ensemble = InMemoryEnsemble::new();
     let keeper = owner_at(&ensemble, 7);
     let one = Claimant { keeper: &*keeper, group: "g", topic: "t", id: "h:1", group_has_offsets: false };
-    let ahead = DoneAhead { topic_id: None, leader_epoch: None, ranges: [10..12, 14..15].into() };
+    let ahead = DoneAhead { ranges: [10..12, 14..15].into(), ..DoneAhead::default() };
     keeper.write(OFFSET, b"3", 2).unwrap();
     assert_eq!(store(&one, 2, Some(7), 7, &ahead), Ok(StoreOutcome::Fenced));
     keeper.delete(OFFSET, 3).unwrap();

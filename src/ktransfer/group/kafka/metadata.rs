@@ -1,10 +1,12 @@
 //! The text that is committed beside each offset in Kafka: the log that the offset belongs to, the fencing token, and
 //! which messages above the offset are done.
 //!
-//! `kt1;o=OFFSET;t=TOKEN;m=PAUSE;p=PAUSE;n=COUNT;i=ID;d=RANGES`, in this order, each but the first two optional. A
-//! reader skips fields that it does not know, and text that begins otherwise is that of another program. `o` repeats
-//! the offset: if another tool sets the offset, `i` and `d` are void, and the messages are pushed again. `m` and `p`
-//! are the pauses of operators (`pause_fields`).
+//! `kt1;o=OFFSET;t=TOKEN;m=PAUSE;r=NUMBER;p=PAUSE;n=COUNT;i=ID;e=EPOCH;d=RANGES`, in this order, each but the first two
+//! optional. A reader skips fields that it does not know, and text that begins otherwise is that of another program.
+//! `o` repeats the offset: if another tool sets the offset, `i`, `e` and `d` are void, and the messages are pushed
+//! again. `m`, `r` and `p` are the pauses of operators (`pause_fields`). `e` is the highest leader epoch that had been
+//! read when `d` was taken; an earlier version does not know it. The epoch of the message before the offset needs no
+//! field, it is part of the commit itself.
 //!
 //! `d` is what the node `ahead` has in ZooKeeper, in fewer bytes: for each range the number of messages between the end
 //! of the range before (for the first range: the offset) and the range, and the number of messages in the range, both
@@ -15,8 +17,7 @@
 //! pause itself is never left out: without room for it nothing is committed.
 //!
 //! A further state that must survive a hand-over becomes a field before `d`, for which [`RESERVED_BYTES`] are kept
-//! free: add it to [`CommitMetadata`], so that a claim reads it and each store writes it again. The leader epoch needs
-//! no field, it is part of the commit itself.
+//! free: add it to [`CommitMetadata`], so that a claim reads it and each store writes it again.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -49,6 +50,8 @@ pub(in crate::ktransfer::group) struct CommitMetadata {
     pub(in crate::ktransfer::group) topic_id: Option<TopicId>,
     /// Ascending ranges of offsets, all above the committed one.
     pub(in crate::ktransfer::group) ranges: Arc<[Range<Offset>]>,
+    /// The highest leader epoch that had been read when the ranges were taken; `None` if it is unknown.
+    pub(in crate::ktransfer::group) read_epoch: Option<i32>,
 }
 
 /// Returns the text beside `offset`, of at most `max_bytes`: empty if there is no room for anything, `None` if a pause
@@ -67,9 +70,11 @@ pub(in crate::ktransfer::group) fn encode(
         return least.or_else(|| (!metadata.pauses.is_paused()).then(String::new));
     };
     let room = max_bytes.saturating_sub(RESERVED_BYTES);
-    let ranges = encode_ranges(offset, &metadata.ranges, room.saturating_sub(text.len() + ";d=".len()));
+    let epoch = metadata.read_epoch.map(|epoch| format!(";e={epoch}")).unwrap_or_default();
+    let before_ranges = format!("{epoch};d=");
+    let ranges = encode_ranges(offset, &metadata.ranges, room.saturating_sub(text.len() + before_ranges.len()));
     if !ranges.is_empty() {
-        text.push_str(";d=");
+        text.push_str(&before_ranges);
         text.push_str(&ranges);
     }
     Some(text)
@@ -132,15 +137,17 @@ pub(in crate::ktransfer::group) fn decode(offset: Offset, text: &str) -> Option<
             ("o", value) => of = Some(value.parse::<Offset>().ok()?),
             ("t", value) => metadata.token = value.parse().ok()?,
             ("m", value) => metadata.pauses.read_module(value)?,
+            ("r", value) => metadata.pauses.read_resumed(value)?,
             ("p", value) => metadata.pauses.read_partition(value)?,
             ("n", value) => metadata.first_partitions = Some(value.parse().ok().filter(|count| *count >= 0)?),
             ("i", value) => metadata.topic_id = Some(decode_id(value)?),
+            ("e", value) => metadata.read_epoch = Some(value.parse().ok().filter(|epoch| *epoch >= 0)?),
             ("d", value) => metadata.ranges = decode_ranges(of?, value)?.into(),
             _ => {}
         }
     }
     if of? != offset {
-        (metadata.topic_id, metadata.ranges) = (None, Arc::default());
+        (metadata.topic_id, metadata.read_epoch, metadata.ranges) = (None, None, Arc::default());
     }
     Some(metadata)
 }
@@ -177,8 +184,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn metadata(ranges: &[Range<Offset>]) -> CommitMetadata {
-        let (first_partitions, topic_id) = (Some(8), Some([0xab; 16]));
-        CommitMetadata { token: 7, first_partitions, topic_id, ranges: ranges.into(), ..CommitMetadata::default() }
+        CommitMetadata {
+            token: 7,
+            first_partitions: Some(8),
+            topic_id: Some([0xab; 16]),
+            ranges: ranges.into(),
+            ..CommitMetadata::default()
+        }
     }
 
     fn encode(offset: Offset, metadata: &CommitMetadata, max_bytes: usize) -> String {
@@ -190,7 +202,14 @@ mod tests {
         let with_ranges = metadata(&[102..103, 110..130, 1000..1000 + 40]);
         let text = encode(100, &with_ranges, MAX_BYTES);
         assert_eq!(text, format!("kt1;o=100;t=7;n=8;i={};d=CBHUmboB", "ab".repeat(16)));
-        assert_eq!(decode(100, &text), Some(with_ranges));
+        assert_eq!(decode(100, &text), Some(with_ranges.clone()));
+        let with_epoch = CommitMetadata { read_epoch: Some(6), ..with_ranges };
+        let text = encode(100, &with_epoch, MAX_BYTES);
+        assert_eq!(text, format!("kt1;o=100;t=7;n=8;i={};e=6;d=CBHUmboB", "ab".repeat(16)));
+        assert_eq!(decode(100, &text), Some(with_epoch.clone()));
+        assert_eq!(decode(90, &text).expect("readable").read_epoch, None, "another tool set the offset");
+        let without_ranges = CommitMetadata { ranges: Arc::default(), ..with_epoch };
+        assert!(!encode(100, &without_ranges, MAX_BYTES).contains(";e="));
         let least = CommitMetadata { token: 1, ..CommitMetadata::default() };
         assert_eq!(encode(0, &least, MAX_BYTES), "kt1;o=0;t=1");
         assert_eq!(decode(0, "kt1;o=0;t=1"), Some(least));
@@ -216,7 +235,9 @@ mod tests {
         for id in ["", "+f", &"g".repeat(32), &"é".repeat(16)] {
             assert_eq!(decode(1, &format!("kt1;o=1;t=1;i={id}")), None, "{id}");
         }
-        assert_eq!(decode(1, "kt1;o=1;t=1;n=-1"), None);
+        for bad in ["n=-1", "e=-1", "e=x", "e="] {
+            assert_eq!(decode(1, &format!("kt1;o=1;t=1;{bad}")), None, "{bad}");
+        }
         let later = decode(1, "kt1;o=1;t=3;q=1;x=;d=BB").unwrap();
         assert_eq!((later.token, later.ranges.len(), later.ranges[0].clone()), (3, 1, 2..3));
         assert!(decode(1, "kt1;o=1;t=3;p=1").unwrap().pauses.is_paused());

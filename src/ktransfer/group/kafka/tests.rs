@@ -15,7 +15,9 @@ use crate::ktransfer::group::{Claim, CommandSender, GroupCommand, StoredPosition
 use crate::ktransfer::pauses::PauseTable;
 use crate::ktransfer::test_backend::wait_until;
 
+mod early_stores;
 mod pauses;
+mod positions;
 
 const SESSION: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,9 +30,36 @@ struct Brokers {
     max_metadata_bytes: usize,
     /// The answer to every commit.
     refusal: Option<CommitError>,
+    /// What becomes of the commits that are answered with `refusal`.
+    refused: Refused,
+    /// Commits that the brokers have received and not carried out.
+    late: Vec<CommittedOffset>,
+    /// Called once, in the next commit, after it is carried out.
+    in_commit: Option<Box<dyn FnOnce() + Send>>,
     n_commits: usize,
     released: Vec<ReleaseToken>,
     has_left: bool,
+}
+
+/// What becomes of a commit without a confirmation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Refused {
+    /// The request is lost.
+    #[default]
+    Lost,
+    /// The answer is lost.
+    Stored,
+    /// As `Stored`, but the offset is not readable before the next commit.
+    StoredLate,
+}
+
+impl Brokers {
+    /// Carries out the commits that were received.
+    fn carry_out_late(&mut self) {
+        for offset in std::mem::take(&mut self.late) {
+            self.offsets.insert(offset.partition, offset);
+        }
+    }
 }
 
 struct ScriptedMember {
@@ -53,10 +82,16 @@ impl GroupOffsets for ScriptedMember {
 
     fn commit(&mut self, offsets: &[CommittedOffset], _: Instant) -> Vec<Result<(), CommitError>> {
         let mut brokers = self.brokers.lock().unwrap();
+        brokers.carry_out_late();
         brokers.n_commits += 1;
         let commit = |offset: &CommittedOffset| {
-            if let Some(refusal) = &brokers.refusal {
-                return Err(refusal.clone());
+            if let Some(refusal) = brokers.refusal.clone() {
+                match brokers.refused {
+                    Refused::Lost => {}
+                    Refused::Stored => drop(brokers.offsets.insert(offset.partition, offset.clone())),
+                    Refused::StoredLate => brokers.late.push(offset.clone()),
+                }
+                return Err(refusal);
             }
             if offset.metadata.len() > brokers.max_metadata_bytes {
                 return Err(CommitError::MetadataTooLong);
@@ -64,7 +99,13 @@ impl GroupOffsets for ScriptedMember {
             brokers.offsets.insert(offset.partition, offset.clone());
             Ok(())
         };
-        offsets.iter().map(commit).collect()
+        let results = offsets.iter().map(commit).collect();
+        let in_commit = brokers.in_commit.take();
+        drop(brokers);
+        if let Some(in_commit) = in_commit {
+            in_commit();
+        }
+        results
     }
 }
 
@@ -86,6 +127,17 @@ impl Membership for ScriptedMember {
     }
 }
 
+fn config() -> KafkaGroupConfig {
+    KafkaGroupConfig {
+        group: "g".into(),
+        topic: "t".into(),
+        session_timeout: SESSION,
+        instance_id: None,
+        offset_update_interval: 100 * PATIENCE,
+        leave_timeout: Duration::from_millis(300),
+    }
+}
+
 /// A member that runs in a thread.
 struct Rig {
     brokers: Arc<Mutex<Brokers>>,
@@ -102,6 +154,10 @@ impl Rig {
         Arc::new(Mutex::new(Brokers { n_partitions, max_metadata_bytes: 4096, ..Brokers::default() }))
     }
 
+    fn group(brokers: &Arc<Mutex<Brokers>>, events: Receiver<MembershipEvent>) -> KafkaGroup {
+        KafkaGroup::new(config(), Box::new(ScriptedMember { brokers: Arc::clone(brokers), events }))
+    }
+
     fn start(brokers: &Arc<Mutex<Brokers>>) -> Rig {
         let (script, events) = unbounded();
         let (commands, mailbox) = mailbox();
@@ -109,16 +165,7 @@ impl Rig {
         let health = Health::new();
         let (health_part, pauses) = (Some(health.component("group")), PauseTable::stored_by_group());
         let observers = GroupObservers { health: health_part, pauses, ..GroupObservers::default() };
-        let config = KafkaGroupConfig {
-            group: "g".into(),
-            topic: "t".into(),
-            session_timeout: SESSION,
-            instance_id: None,
-            offset_update_interval: 100 * PATIENCE,
-            leave_timeout: Duration::from_millis(300),
-        };
-        let member = Box::new(ScriptedMember { brokers: Arc::clone(brokers), events });
-        let group = Box::new(KafkaGroup::new(config, member).observed_by(observers.clone()));
+        let group = Box::new(Rig::group(brokers, events).observed_by(observers.clone()));
         let thread = std::thread::spawn(move || group.run(mailbox, event_sender));
         let brokers = Arc::clone(brokers);
         Rig { brokers, script, commands, events: group_events, observers, health, thread: Some(thread) }
@@ -199,8 +246,8 @@ fn what_is_done_ahead_is_found_by_the_next_owner() {
     let log = LogIdentity { topic_id: Some([9; 16]), leader_epoch: Some(4) };
     one.commands.send(GroupCommand::StoreNow { partition, generation, next: 50, log });
     let ranges: Arc<[Range<Offset>]> = [60..100, 120..130].into();
-    let topic_id = log.topic_id;
-    one.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges: Arc::clone(&ranges) });
+    let (topic_id, read_epoch, done) = (log.topic_id, Some(6), Arc::clone(&ranges));
+    one.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges: done, read_epoch });
     wait_until("the snapshot is committed", || {
         one.committed(0).is_some_and(|of| metadata_of(&of).ranges == ranges && of.leader_epoch == Some(4))
     });
@@ -208,7 +255,8 @@ fn what_is_done_ahead_is_found_by_the_next_owner() {
     drop(one);
     let two = Rig::start(&brokers);
     let position = two.assign(&[0])[&0].position.clone().expect("an offset is committed");
-    assert_eq!((position.next, position.log(), position.done_ahead), (50, log, ranges));
+    assert_eq!((position.next, position.log(), position.read_epoch), (50, log, read_epoch));
+    assert_eq!(position.done_ahead, ranges);
     two.leave();
     // An offset that another tool set.
     brokers.lock().unwrap().offsets.get_mut(&0).unwrap().offset = 10;
@@ -314,9 +362,10 @@ fn brokers_with_a_small_metadata_limit_get_less_of_what_is_done_ahead() {
     let rig = Rig::start(&brokers);
     let claim = rig.assign(&[0]).remove(&0).unwrap();
     let ranges: Vec<Range<Offset>> = (0..4_000).map(|number| 100 + 2 * number..101 + 2 * number).collect();
-    let (partition, generation, topic_id) = (0, claim.generation, None);
+    let (partition, generation, topic_id, read_epoch) = (0, claim.generation, None, None);
     rig.commands.send(commit(&claim, 50));
-    rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges: ranges.clone().into() });
+    let done = ranges.clone().into();
+    rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges: done, read_epoch });
     wait_until("some ranges are committed", || {
         rig.committed(0).is_some_and(|of| {
             let kept = metadata_of(&of).ranges;
@@ -338,10 +387,10 @@ fn many_partitions_that_are_refused_at_once_halve_the_metadata_once() {
     let claims = rig.assign(&[0, 1, 2, 3, 4, 5, 6, 7]);
     let ranges: Arc<[Range<Offset>]> = (0..4_000).map(|number| 100 + 2 * number..101 + 2 * number).collect();
     for claim in claims.values() {
-        let (partition, generation, topic_id) = (claim.partition, claim.generation, None);
+        let (partition, generation, topic_id, read_epoch) = (claim.partition, claim.generation, None, Some(6));
         rig.commands.send(commit(claim, 50));
         let ranges = Arc::clone(&ranges);
-        rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges });
+        rig.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges, read_epoch });
     }
     wait_until("all partitions have many ranges", || {
         (0..8).all(|partition| rig.committed(partition).is_some_and(|of| of.metadata.len() > 1024))
@@ -377,4 +426,21 @@ fn a_member_that_fails_ends_the_loop_and_names_the_key() {
     assert!(rig.events.recv_timeout(PATIENCE).is_err(), "the loop has ended");
     let troubles = rig.health.troubles();
     assert!(troubles[0].1.contains("session_timeout_ms is 30000"), "{troubles:?}");
+}
+
+#[test]
+fn a_missing_topic_is_reported_once_it_lasts_until_it_exists() {
+    let brokers = Rig::brokers(None);
+    let (script, events) = unbounded();
+    let mut group = Rig::group(&brokers, events);
+    script.send(MembershipEvent::Proven(Instant::now())).unwrap();
+    assert!(group.look().is_err());
+    let now = Instant::now();
+    let long = Duration::from_secs(10);
+    let missing = Err("topic t does not exist".to_owned());
+    assert_eq!((group.state(now), group.state(now + long)), (Ok(()), missing.clone()));
+    assert!(group.look().is_err());
+    assert_eq!(group.state(now + long), missing, "since the first time");
+    brokers.lock().unwrap().n_partitions = Some(1);
+    assert_eq!((group.look(), group.state(now + long)), (Ok(()), Ok(())));
 }

@@ -105,6 +105,7 @@ impl ZookeeperGroup {
             topic_id: ahead.topic_id,
             leader_epoch: ahead.leader_epoch,
             done_ahead: Arc::clone(&ahead.ranges),
+            read_epoch: ahead.read_epoch,
         });
         let claim = Claim {
             partition,

@@ -2,10 +2,11 @@
 
 use super::tests::*;
 use super::*;
+use crate::broker::LogIdentity;
 use crate::keeper::in_memory::InMemoryEnsemble;
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime};
-use crate::ktransfer::group::GroupCommand;
+use crate::ktransfer::group::{GroupCommand, StoredPosition};
 
 #[test]
 fn messages_done_ahead_are_stored_beside_a_stuck_offset_and_found_by_the_next_owner() {
@@ -17,9 +18,14 @@ fn messages_done_ahead_are_stored_beside_a_stuck_offset_and_found_by_the_next_ow
     one.commands.send(GroupCommand::Commit { partition: 0, generation, next: 50 });
     let ranges: Arc<[_]> = [60..100, 120..130].into();
     let topic_id = Some([9; 16]);
-    let done_ahead =
-        |generation| GroupCommand::DoneAhead { partition: 0, generation, topic_id, ranges: Arc::clone(&ranges) };
-    one.commands.send(done_ahead(generation));
+    let (partition, read_epoch) = (0, Some(3));
+    one.commands.send(GroupCommand::DoneAhead {
+        partition,
+        generation,
+        topic_id,
+        ranges: Arc::clone(&ranges),
+        read_epoch,
+    });
     let path = paths::ahead("g", "t", 0);
     let deadline = Instant::now() + PATIENCE;
     while one.read(&path).is_none_or(|node| !String::from_utf8_lossy(&node.data).contains("10+40 20+10")) {
@@ -32,7 +38,8 @@ fn messages_done_ahead_are_stored_beside_a_stuck_offset_and_found_by_the_next_ow
     let two = RunningMember::start(&ensemble);
     let GroupEvent::Gained(claim) = two.next() else { panic!("expected the claim") };
     let position = claim.position.expect("an offset is stored");
-    assert_eq!((position.next, position.topic_id, position.done_ahead), (50, topic_id, ranges));
+    let StoredPosition { next, done_ahead, .. } = position;
+    assert_eq!((next, position.topic_id, done_ahead, position.read_epoch), (50, topic_id, ranges, read_epoch));
     two.leave();
     one.keeper.set_reachable(true);
     one.leave();
@@ -97,5 +104,38 @@ fn an_uncertain_store_ends_no_claim() {
     }
     assert!(one.events.recv_timeout(SESSION / 2).is_err());
     assert!(one.lease_is_valid(0, generation));
+    one.leave();
+}
+
+#[test]
+fn a_position_is_stored_also_if_it_is_the_one_before_a_store_without_a_response() {
+    let ensemble = InMemoryEnsemble::new();
+    create_topic(&*ensemble.connect(SESSION), &[1]);
+    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
+    let (generation, _) = one.gains(&[0])[&0];
+    let (path, ahead, partition, topic_id) = ("/consumers/g/offsets/t/0", paths::ahead("g", "t", 0), 0, None);
+    one.commands.send(GroupCommand::Commit { partition, generation, next: 50 });
+    one.wait_for_text(path, "50");
+    one.keeper.lose_responses(1);
+    one.commands.send(GroupCommand::Commit { partition, generation, next: 90 });
+    one.wait_for_text(path, "90");
+    let log = LogIdentity::default();
+    one.commands.send(GroupCommand::StoreNow { partition, generation, next: 50, log });
+    one.wait_for_text(path, "50");
+    // The same with what is done ahead of the offset.
+    one.keeper.lose_responses(1);
+    let ranges: Arc<[_]> = [105..130, 140..150].into();
+    one.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges, read_epoch: None });
+    let has_ahead = || one.read(&ahead).is_some_and(|node| String::from_utf8_lossy(&node.data).contains("+25"));
+    let wait_for_ahead = |is_stored: bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while has_ahead() != is_stored {
+            assert!(Instant::now() < deadline, "{ahead} is {:?}", one.read(&ahead));
+            std::thread::yield_now();
+        }
+    };
+    wait_for_ahead(true);
+    one.commands.send(GroupCommand::StoreNow { partition, generation, next: 50, log });
+    wait_for_ahead(false);
     one.leave();
 }

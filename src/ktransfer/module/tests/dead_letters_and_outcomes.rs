@@ -1,4 +1,4 @@
-//! Messages that are given up: dropped, or stored as dead letters; and what they hold up meanwhile.
+//! Messages that are given up: dropped, or stored as dead letters; and which messages wait meanwhile.
 
 use super::*;
 use crate::broker::{AppendFailure, Message, Stored};

@@ -1,4 +1,4 @@
-//! Keys, workers and the window: what a message that waits holds up, and what it does not.
+//! Keys, workers and the window: which other messages a waiting message delays.
 
 use super::*;
 

@@ -199,6 +199,11 @@ impl TestClient {
         self.producer.as_ref().unwrap()
     }
 
+    /// Makes the next `count` starts of threads fail.
+    pub(super) fn fail_starts(&self, count: usize) {
+        self.supervisor.fail_starts(count);
+    }
+
     /// Passes the metadata of all topics to the producer.
     pub(super) fn learn(&self) {
         let mut client = lock(&self.metadata);

@@ -1,4 +1,4 @@
-//! What is sent, without faults.
+//! The requests that are sent if there are no faults.
 
 use super::*;
 use crate::kafka::compression::Codec;

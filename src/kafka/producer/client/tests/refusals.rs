@@ -1,4 +1,4 @@
-//! What brokers refuse: only that is refused, and no other message notices.
+//! Refusals by brokers: only the refused messages fail, and other messages are not affected.
 
 use super::*;
 use crate::kafka::compression::Codec;

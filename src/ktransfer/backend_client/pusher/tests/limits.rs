@@ -1,4 +1,4 @@
-//! What ends a push: timeouts, the lease, and cuts.
+//! The limits that end a push: timeouts, the lease, and cuts.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
