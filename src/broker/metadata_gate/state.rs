@@ -44,8 +44,8 @@ pub(in crate::broker) trait MetadataClient: Send + 'static {
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
 
     /// Looks known topics up, for new partitions; returns within `wait`. The result lacks the topics for which the time
-    /// was too short. Fails, with the reason, if no broker answers. A client that can look up without creating does so, so
-    /// that a deleted topic does not come back.
+    /// was too short. Fails, with the reason, if no broker answers. A client that can look up without creating does so,
+    /// so that a deleted topic does not come back.
     fn refresh(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String> {
         let until = Instant::now() + wait.min(MAX_REFRESH_TIME);
         let mut answers = Vec::new();
