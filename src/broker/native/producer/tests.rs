@@ -24,6 +24,7 @@ impl TestProducer {
             engine: EngineName::Auto,
             client_id: "test".into(),
             request_timeout: Duration::from_secs(5),
+            requests: Default::default(),
             settings: KafkaSettings::default(),
         };
         let config = ProducerConfig {
