@@ -139,12 +139,15 @@ fn appends_to_many_topics_fail_in_time_although_the_brokers_are_slow() {
     assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);
 }
 
+/// Gets the names of one refresh.
+type RefreshedTopics = crossbeam_channel::Sender<Vec<Arc<str>>>;
+
 /// Brokers in front of which a lookup is always due: each lookup of a name that does not exist brings further ones.
 #[derive(Clone, Default)]
 struct Flooded {
     gate: Arc<OnceLock<Weak<MetadataGate<Report, Stores>>>>,
     names: Arc<AtomicU64>,
-    refreshed: Arc<Mutex<Option<crossbeam_channel::Sender<Vec<Arc<str>>>>>>,
+    refreshed: Arc<Mutex<Option<RefreshedTopics>>>,
 }
 
 impl MetadataClient for Flooded {
