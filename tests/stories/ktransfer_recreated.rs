@@ -47,3 +47,31 @@ fn a_topic_that_is_created_again_is_read_from_its_beginning_also_if_ktransfer_di
     wait_until_done(&module, &topic, &fleet, "third-", 11);
     member.daemon.stop(STOP_DEADLINE);
 }
+
+#[test]
+fn refused_messages_of_the_old_topic_hold_up_no_message_of_the_new_one() {
+    let cluster = cluster();
+    let topic = cluster.new_topic("refused_old", 1);
+    let module = unique("refused_old");
+    let fleet = Fleet::start(1, |arrival| match arrival.request.text().starts_with("first-") {
+        true => Reply::status(503),
+        false => Reply::ok(),
+    });
+    let file = configs::module(&topic, &fleet.addresses()).set("fail_retry_interval_ms", 100);
+    let mut member = Member::start(cluster, &module, "a", file);
+    // All of the same key, so that each waits behind the one before it.
+    let produce = |prefix: &str, n: usize| {
+        let values: Vec<String> = (0..n).map(|number| format!("{prefix}{number}")).collect();
+        let messages: Vec<_> = values.iter().map(|value| (b"k".as_slice(), value.as_bytes())).collect();
+        cluster.produce(&topic, 0, &messages);
+    };
+    produce("first-", 5);
+    fleet.wait_for("a retry", DEADLINE, |arrival| arrival.attempt() > 1);
+    cluster.delete_topic(&topic);
+    cluster.create_topic(&topic, 1);
+    produce("second-", 8);
+    wait_until_done(&module, &topic, &fleet, "second-", 8);
+    let retried = fleet.positions_of(|arrival| arrival.attempt() > 1);
+    assert_eq!(retried.len(), 1, "what was queued of the old topic gets one attempt");
+    member.daemon.stop(STOP_DEADLINE);
+}
