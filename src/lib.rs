@@ -89,7 +89,7 @@
 //!
 //! `bin/` → [`daemon`] → [`kproxy`], [`ktransfer`], [`kmonitor`] → `html`, [`http`], [`broker`], [`keeper`], [`admin`],
 //! [`metrics`] → [`kafka`] (the Kafka client behind the engine `native`) → `access`, [`config`], [`logging`], `reload`,
-//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `locks`, `panics`, `random`, `rates`, `regular_file`,
+//! [`supervise`], [`shutdown`], [`clock`], `decimal`, `heap`, `locks`, `panics`, `random`, `rates`, `regular_file`,
 //! `tls_client`, `token_bucket`.
 
 pub mod daemon;
@@ -110,6 +110,7 @@ pub mod metrics;
 pub mod clock;
 pub mod config;
 mod decimal;
+mod heap;
 mod locks;
 pub mod logging;
 mod panics;

@@ -39,6 +39,8 @@ struct State {
     running: Vec<String>,
     /// The first thread that exited unexpectedly.
     failure: Option<Failure>,
+    #[cfg(test)]
+    failing_starts: usize,
 }
 
 /// A thread that returned before its group was stopped, that panicked, or that could not be started.
@@ -109,6 +111,19 @@ impl Supervisor {
         });
     }
 
+    /// Like [`spawn_task`](Self::spawn_task), but a thread that cannot be started does not fail the group: the machine
+    /// may have too many threads for a moment.
+    pub(crate) fn try_spawn_task(
+        &self,
+        name: impl Into<String>,
+        body: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        self.try_start(name.into(), move || {
+            body();
+            Ok(())
+        })
+    }
+
     /// Like [`spawn_task`](Self::spawn_task); an error, which says how the thread ended, fails the group as well.
     pub(crate) fn spawn_fallible(
         &self,
@@ -119,19 +134,46 @@ impl Supervisor {
     }
 
     fn start(&self, name: String, body: impl FnOnce() -> Result<(), String> + Send + 'static) {
+        if let Err(cause) = self.try_start(name.clone(), body) {
+            self.group.ended(&name, Some(format!("could not be started: {cause}")));
+        }
+    }
+
+    fn try_start(&self, name: String, body: impl FnOnce() -> Result<(), String> + Send + 'static) -> io::Result<()> {
         self.group.lock().running.push(name.clone());
         let group = Arc::clone(&self.group);
         let thread_name = name.clone();
-        let spawned = thread::Builder::new().name(name.clone()).spawn(move || {
+        let spawned = self.builder().name(name.clone()).spawn(move || {
             let how = match panics::catch(body) {
                 Err(text) => Some(format!("panicked: {text}")),
                 Ok(ended) => ended.err(),
             };
             group.ended(&thread_name, how);
         });
-        if let Err(cause) = spawned {
-            self.group.ended(&name, Some(format!("could not be started: {cause}")));
+        spawned.map(drop).inspect_err(|_| self.group.ended(&name, None))
+    }
+
+    #[cfg(not(test))]
+    fn builder(&self) -> thread::Builder {
+        thread::Builder::new()
+    }
+
+    /// Returns a builder that fails as often as [`fail_starts`](Self::fail_starts) says.
+    #[cfg(test)]
+    fn builder(&self) -> thread::Builder {
+        let builder = thread::Builder::new();
+        let mut state = self.group.lock();
+        if state.failing_starts == 0 {
+            return builder;
         }
+        state.failing_starts -= 1;
+        builder.stack_size(1 << 60)
+    }
+
+    /// Makes the next `count` starts of threads fail: no memory has room for their stacks.
+    #[cfg(test)]
+    pub(crate) fn fail_starts(&self, count: usize) {
+        self.group.lock().failing_starts = count;
     }
 
     /// Waits until every thread of the group has ended: first until the stop is triggered, without a limit, then at
@@ -207,6 +249,17 @@ mod tests {
             let failure = Failure { thread: "exits".into(), how: how.into() };
             assert_eq!(group.join(GRACE), Ended::Failed(failure));
         }
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_started_fails_the_group_unless_the_caller_handles_it() {
+        let group = Supervisor::new("g", Stop::new());
+        group.fail_starts(2);
+        group.try_spawn_task("tried", || ()).unwrap_err();
+        assert_eq!(group.failure(), None);
+        group.spawn_task("needed", || ());
+        let Ended::Failed(failure) = group.join(GRACE) else { panic!("expected a failure") };
+        assert!(failure.thread == "needed" && failure.how.starts_with("could not be started: "), "{failure}");
     }
 
     #[test]

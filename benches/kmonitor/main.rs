@@ -3,10 +3,11 @@
 //!
 //! The modules have a topic each, and a fifth of them is behind. ZooKeeper and the brokers are programs in this process
 //! that count their requests. While kmonitor polls, 50 clients request `/delay` once a second, three scrapers
-//! `/metrics` and `/v1/delay` every five seconds, a browser its rows, and 50 clients read `/delay` at 20 KiB a second.
+//! `/metrics` and `/v1/delay` every five seconds, two `/v1/delay?partitions=all` (`/v1 all`), a browser its rows, and
+//! 50 clients read `/delay` at 20 KiB a second.
 //!
 //! Printed are the times of `/delay`, `/metrics` and the page, kmonitor's peak memory and CPU time, and the requests in
-//! each cycle.
+//! each cycle and in the busiest second.
 
 #![allow(clippy::print_stdout, reason = "the benchmark prints its results")]
 
@@ -28,6 +29,7 @@ mod testkit;
 use std::time::{Duration, Instant};
 
 use harness::fake_zookeeper::{FakeZooKeeper, Nodes, ONE_OF};
+use harness::http::Client;
 use harness::{Kmonitor, configs};
 use kafka_http_wrapper::daemon::raise_open_files;
 use testkit::{ApiKey, TestCluster};
@@ -35,6 +37,8 @@ use testkit::{ApiKey, TestCluster};
 use load::{Load, Times};
 
 const BROKERS: usize = 3;
+/// The requests that are counted.
+const APIS: [ApiKey; 4] = [ApiKey::ApiVersions, ApiKey::Metadata, ApiKey::ListOffsets, ApiKey::Fetch];
 /// Deadline for the first complete reading.
 const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -70,15 +74,22 @@ fn main() {
     let first = started.elapsed().as_secs_f64();
     println!("first reading after {first:.1} s; memory {}", rss(monitor.daemon.resident_bytes()));
 
-    for (name, path) in [("/delay", "/delay"), ("/metrics", "/metrics"), ("/v1/delay", "/v1/delay"), ("page", "/rows")]
-    {
-        let answer = monitor.get(path);
-        println!("{name:<10} {} {:>9} bytes", answer.status, answer.body.len());
+    let mut client = Client::connect(&monitor.address).expect("kmonitor listens");
+    for path in ["/delay", "/metrics", "/v1/delay", "/v1/delay?partitions=all", "/"] {
+        let began = Instant::now();
+        let answer = client.request("GET", path, &[("Accept", "text/html")], b"").expect("kmonitor answers");
+        let took = began.elapsed().as_secs_f64() * 1e3;
+        println!("{path:<24} {} {:>9} bytes, {took:.1} ms for the first client", answer.status, answer.body.len());
     }
 
     let counters = || Counters::read(&zookeeper, &cluster, &monitor);
     let (before, cpu) = (counters(), monitor.daemon.cpu_time());
-    let times = Load::new(&monitor.address).run(Duration::from_secs(seconds as u64));
+    let duration = Duration::from_secs(seconds as u64);
+    let (times, busiest) = std::thread::scope(|scope| {
+        let busiest = scope.spawn(|| busiest_second(&zookeeper, &cluster, duration));
+        let times = Load::new(&monitor.address).run(duration);
+        (times, busiest.join().expect("counting does not panic"))
+    });
     let (after, cpu) = (counters(), monitor.daemon.cpu_time() - cpu);
     Times::print(&times);
     println!(
@@ -88,6 +99,21 @@ fn main() {
         monitor.daemon.threads()
     );
     after.print_since(&before);
+    println!("most requests in a second: ZooKeeper {}, brokers {}", busiest.0, busiest.1);
+}
+
+/// Returns the largest number of requests to ZooKeeper, and to all brokers, in a second of `duration`.
+fn busiest_second(zookeeper: &FakeZooKeeper, cluster: &TestCluster, duration: Duration) -> (u64, u64) {
+    let brokers = || APIS.into_iter().map(|api| cluster.requests(api)).sum::<u64>();
+    let end = Instant::now() + duration;
+    let mut most = (0, 0);
+    while Instant::now() < end {
+        let before = (zookeeper.requests().0, brokers());
+        std::thread::sleep(Duration::from_secs(1));
+        most.0 = most.0.max(zookeeper.requests().0 - before.0);
+        most.1 = most.1.max(brokers() - before.1);
+    }
+    most
 }
 
 /// What the peers counted, and the cycles of kmonitor.
@@ -99,12 +125,11 @@ struct Counters {
 
 impl Counters {
     fn read(zookeeper: &FakeZooKeeper, cluster: &TestCluster, monitor: &Kmonitor) -> Counters {
-        let apis = [ApiKey::Metadata, ApiKey::ListOffsets, ApiKey::Fetch, ApiKey::ListGroups, ApiKey::OffsetFetch];
         let metrics = monitor.get("/metrics").text();
         let polls = metrics.lines().filter(|line| line.starts_with("kmonitor_polls_total"));
         Counters {
             zookeeper: zookeeper.requests(),
-            brokers: apis.into_iter().map(|api| (api, cluster.requests(api))).collect(),
+            brokers: APIS.into_iter().map(|api| (api, cluster.requests(api))).collect(),
             cycles: polls.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum(),
         }
     }

@@ -123,6 +123,11 @@ pub enum FetchEvent {
         /// The cause, as an error text.
         reason: String,
     },
+    /// A partition with a `PartitionError` is read again; comes also if there is no message to read.
+    Recovered {
+        /// The partition.
+        partition: TopicPartition,
+    },
     /// One broker cannot be reached and is retried; partitions of other brokers are still read.
     BrokerUnreachable {
         /// The cause, as an error text.

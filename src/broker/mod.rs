@@ -39,7 +39,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use cluster_reading::{GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo};
+pub use crate::kafka::config::RequestCounter;
+pub use cluster_reading::{
+    CommittedOffset, GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo,
+};
 pub use connections::{ConnectionState, ConnectionStatus};
 pub use engines::{fetcher, group_offsets, group_reader, log_ends, membership, producer};
 pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};
@@ -395,6 +398,8 @@ pub struct BrokerConfig {
     pub request_timeout: Duration,
     /// Settings from the user's `kafka` map.
     pub settings: KafkaSettings,
+    /// Counts the requests that the engine `native` sends; the other engine counts none.
+    pub requests: RequestCounter,
 }
 
 /// The settings of a producer in addition to a [`BrokerConfig`].

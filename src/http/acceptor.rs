@@ -15,7 +15,7 @@ use super::control::Control;
 use super::encode::{EncodeOptions, encode};
 use super::handler::Handler;
 use super::inbox::{Inbox, InboxMessage};
-use super::listen::accept;
+use super::listen::{BACKLOG, accept};
 use super::metrics::ServerCounters;
 use super::poller::{Events, Interest, Poller};
 use super::refusal::Refusal;
@@ -28,6 +28,16 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 /// Limit on the connections accepted after one event of the listening socket.
 const MAX_ACCEPTS_PER_EVENT: usize = 64;
 const LISTENER_KEY: usize = 0;
+
+/// Which of the pending connections were accepted.
+#[derive(PartialEq, Eq)]
+enum Accepted {
+    All,
+    /// More may be pending.
+    Some,
+    /// The process has no descriptors or memory left.
+    Failed,
+}
 
 pub(super) struct Acceptor {
     pub(super) listener: TcpListener,
@@ -54,7 +64,11 @@ impl Acceptor {
         }
         let accepted = self.accept_until_stopped();
         // Connections in the kernel's backlog, which closing the listening socket would reset.
-        self.accept_pending();
+        for _ in 0..BACKLOG.div_ceil(MAX_ACCEPTS_PER_EVENT) {
+            if self.accept_pending() != Accepted::Some {
+                break;
+            }
+        }
         // This fails only when the poller is unusable, and such a poller reports no further event of the socket.
         let _ = self.poller.remove(&self.listener);
         let Acceptor { listener, poller, control, .. } = self;
@@ -77,7 +91,7 @@ impl Acceptor {
                 error!("the acceptor thread cannot wait for events: {cause}");
             })?;
             if is_pausing || events.keys().next().is_some() {
-                let must_pause = !self.accept_pending();
+                let must_pause = self.accept_pending() == Accepted::Failed;
                 if must_pause != is_pausing {
                     is_pausing = must_pause;
                     // The poller is level-triggered: pending connections would end each pause at once.
@@ -89,13 +103,13 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Accepts pending connections; returns false when the process has no descriptors or memory left.
-    fn accept_pending(&mut self) -> bool {
+    /// Accepts pending connections.
+    fn accept_pending(&mut self) -> Accepted {
         for _ in 0..MAX_ACCEPTS_PER_EVENT {
             match accept(&self.listener) {
                 Ok((socket, peer)) => self.dispatch(socket, peer),
                 Err(cause) => match cause.kind() {
-                    ErrorKind::WouldBlock => return true,
+                    ErrorKind::WouldBlock => return Accepted::All,
                     // A signal, or a client that disconnected before the accept; other connections may be pending.
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
                     _ if is_error_of_one_connection(&cause) => {}
@@ -106,12 +120,12 @@ impl Acceptor {
                             self.last_warning = Some(now);
                             warn!("cannot accept connections, retrying: {cause}");
                         }
-                        return false;
+                        return Accepted::Failed;
                     }
                 },
             }
         }
-        true
+        Accepted::Some
     }
 
     fn dispatch(&mut self, socket: TcpStream, peer: SocketAddr) {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Number of connections that may wait in the kernel to be accepted. The kernel limits it to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: usize = 4096;
 
 /// Where a server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ fn listen(address: SocketAddr, only_v6: Option<bool>) -> io::Result<TcpListener>
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(BACKLOG as i32)?;
     Ok(socket.into())
 }
 

@@ -67,7 +67,7 @@ pub use metrics::ServerMetrics;
 pub use query::{QueryPair, percent_decode, query_pairs};
 pub use refusal::{SHUTTING_DOWN, UNANSWERED};
 pub use reply::Reply;
-pub use response_body::{Body, SharedBytes};
+pub use response_body::{Body, PageWatch, SharedBytes};
 pub use scan::HeadLimits;
 pub use server::{Server, ServerConfig};
 pub use tls::{ClientCertificates, FileProblem, Tls, TlsSettings};

@@ -5,7 +5,8 @@
 
 use std::fmt;
 use std::ops::{Deref, Range};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 /// The body of a [`super::Response`].
 #[derive(Clone, Debug)]
@@ -28,9 +29,18 @@ pub enum Body {
 /// A range of bytes that are shared. Clones refer to the same bytes.
 #[derive(Clone)]
 pub struct SharedBytes {
-    bytes: Arc<[u8]>,
+    page: Arc<SharedPage>,
     range: Range<usize>,
 }
+
+struct SharedPage {
+    bytes: Vec<u8>,
+    is_withdrawn: AtomicBool,
+}
+
+/// Refers to shared bytes without keeping them in memory.
+#[derive(Debug)]
+pub struct PageWatch(Weak<SharedPage>);
 
 impl Body {
     /// Returns the parts whose concatenation is the body.
@@ -57,6 +67,11 @@ impl Body {
         self.parts().concat()
     }
 
+    /// Returns whether the rest of the body is not sent, see [`PageWatch::withdraw`].
+    pub fn is_withdrawn(&self) -> bool {
+        matches!(self, Body::Shared { bytes, .. } if bytes.page.is_withdrawn.load(Ordering::Relaxed))
+    }
+
     /// Returns the heap memory that only this body holds, in bytes.
     pub(super) fn allocated(&self) -> usize {
         match self {
@@ -73,13 +88,33 @@ impl SharedBytes {
     pub fn slice(&self, range: Range<usize>) -> Self {
         let end = self.range.end.min(self.range.start.saturating_add(range.end));
         let start = end.min(self.range.start.saturating_add(range.start));
-        SharedBytes { bytes: Arc::clone(&self.bytes), range: start..end }
+        SharedBytes { page: Arc::clone(&self.page), range: start..end }
     }
 
     /// Returns how many parts refer to the same bytes.
     #[cfg(test)]
     pub(super) fn references(&self) -> usize {
-        Arc::strong_count(&self.bytes)
+        Arc::strong_count(&self.page)
+    }
+
+    /// Returns a reference that does not keep the bytes.
+    pub fn watch(&self) -> PageWatch {
+        PageWatch(Arc::downgrade(&self.page))
+    }
+}
+
+impl PageWatch {
+    /// Returns the number of bytes that are kept by somebody; 0 if nobody keeps them.
+    pub fn held_bytes(&self) -> usize {
+        self.0.upgrade().map_or(0, |page| page.bytes.len())
+    }
+
+    /// Ends the responses that have these bytes and are still being written, so that their memory is released: those
+    /// clients read too slowly for the memory that is left.
+    pub fn withdraw(&self) {
+        if let Some(page) = self.0.upgrade() {
+            page.is_withdrawn.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -93,7 +128,7 @@ impl Deref for SharedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes[self.range.clone()]
+        &self.page.bytes[self.range.clone()]
     }
 }
 
@@ -113,9 +148,11 @@ impl fmt::Debug for SharedBytes {
 }
 
 impl From<Vec<u8>> for SharedBytes {
-    fn from(bytes: Vec<u8>) -> Self {
+    fn from(mut bytes: Vec<u8>) -> Self {
+        // Not an `Arc<[u8]>`, into which the bytes would be copied.
+        bytes.shrink_to_fit();
         let range = 0..bytes.len();
-        SharedBytes { bytes: bytes.into(), range }
+        SharedBytes { page: Arc::new(SharedPage { bytes, is_withdrawn: AtomicBool::new(false) }), range }
     }
 }
 
@@ -157,5 +194,18 @@ mod tests {
         let body = Body::Shared { start: b"<".to_vec(), bytes: part, end: b">" };
         assert_eq!((&body, body.len(), body.is_empty()), (&Body::from("<234567>"), 8, false));
         assert_eq!((Body::from(whole).allocated(), Body::Omitted.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_watch_knows_whether_the_bytes_are_kept_and_withdraws_them() {
+        let whole = SharedBytes::from(b"0123456789".to_vec());
+        let (watch, part) = (whole.watch(), Body::from(whole.slice(2..4)));
+        drop(whole);
+        assert_eq!((watch.held_bytes(), part.is_withdrawn()), (10, false), "a part keeps all");
+        watch.withdraw();
+        assert!(part.is_withdrawn() && !Body::from("0").is_withdrawn());
+        drop(part);
+        assert_eq!(watch.held_bytes(), 0);
+        watch.withdraw();
     }
 }

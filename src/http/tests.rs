@@ -345,6 +345,27 @@ fn more_pipelined_requests_than_one_turn_allows_are_all_answered() {
 }
 
 #[test]
+fn pipelined_requests_that_take_long_let_other_connections_in_between() {
+    let fixture = start(|_| ());
+    // There are two readers, so connections 0, 2 and 4 have the same one.
+    let mut sockets: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
+    sockets[2].write_all(post("/block", "").as_bytes()).unwrap();
+    let (_, blocked) = fixture.echo.release();
+    sockets[0].write_all(post("/slow", "a").repeat(20).as_bytes()).unwrap();
+    sockets[4].write_all(post("/count-slow", "").as_bytes()).unwrap();
+    fixture.echo.unblock.0.send(()).unwrap();
+    let handled: usize = answer(&mut sockets[4]).1.parse().unwrap();
+    assert!(handled <= 3, "{handled} requests of another connection came first");
+    for _ in 0..20 {
+        assert_eq!(answer(&mut sockets[0]), (200, "a".to_owned()));
+    }
+    blocked.send(Response::text(200, "unblocked"));
+    assert_eq!(answer(&mut sockets[2]).1, "unblocked");
+    drop(sockets);
+    fixture.end();
+}
+
+#[test]
 fn a_dropped_reply_answers_500_with_the_refusal_of_the_handler() {
     let fixture = start(|_| ());
     let answer = fixture.exchange(post("/forget", "a").as_bytes());

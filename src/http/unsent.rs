@@ -50,8 +50,12 @@ impl Unsent {
         })
     }
 
-    /// Sends as far as the socket takes bytes; returns their number, and whether none are left.
+    /// Sends as far as the socket takes bytes; returns their number, and whether none are left. Fails if the page is
+    /// withdrawn.
     pub(super) fn send(&mut self, tls: &mut Option<Box<Session>>, socket: &TcpStream) -> io::Result<(usize, bool)> {
+        if self.body.is_withdrawn() {
+            return Err(io::Error::other("too many clients read older pages slowly"));
+        }
         let left = self.left();
         let length: usize = left.iter().map(|part| part.len()).sum();
         let taken = send(tls, socket, left)?;

@@ -45,6 +45,9 @@ const XERIAL_HEADER: [u8; 16] = *b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 /// Uncompressed bytes of one block of a snappy-java stream: the default of snappy-java.
 const XERIAL_BLOCK: usize = 32 * 1024;
 
+/// Magic number of an LZ4 frame.
+const LZ4_MAGIC: [u8; 4] = 0x184d_2204_u32.to_le_bytes();
+
 impl Codec {
     /// Returns the codec with this number; `None` if Kafka defines no codec with this number.
     pub fn from_number(number: i16) -> Option<Codec> {
@@ -104,6 +107,19 @@ impl Codec {
         }
     }
 
+    /// Like [`decompress`](Self::decompress), for a message of format 0: there the checksum of the LZ4 frame header may
+    /// be wrong, because Java clients before 0.10 computed it over the magic number, too (KAFKA-3160).
+    pub fn decompress_format_0(self, data: &[u8], max_bytes: usize) -> Result<Vec<u8>, CompressionError> {
+        match lz4_checksum(data).filter(|_| self == Codec::Lz4) {
+            Some((at, checksum)) if data[at] != checksum => {
+                let mut mended = data.to_vec();
+                mended[at] = checksum;
+                self.decompress(&mended, max_bytes)
+            }
+            _ => self.decompress(data, max_bytes),
+        }
+    }
+
     fn read_all(self, stream: impl Read, max_bytes: usize) -> Result<Vec<u8>, CompressionError> {
         let mut plain = Vec::new();
         let limit = max_bytes as u64 + 1;
@@ -114,6 +130,36 @@ impl Codec {
         }
         Ok(plain)
     }
+}
+
+/// Returns where an LZ4 frame has the checksum of its header, and what it should be; `None` if the data is no frame.
+fn lz4_checksum(data: &[u8]) -> Option<(usize, u8)> {
+    let descriptor = data.strip_prefix(&LZ4_MAGIC)?;
+    let flags = descriptor.first()?;
+    let content_size = if flags & 0x08 != 0 { 8 } else { 0 };
+    let dictionary_id = if flags & 0x01 != 0 { 4 } else { 0 };
+    let size = 2 + content_size + dictionary_id;
+    let hash = short_xxh32(descriptor.get(..size)?);
+    let at = LZ4_MAGIC.len() + size;
+    (at < data.len()).then_some((at, (hash >> 8) as u8))
+}
+
+/// Returns the xxHash32 with seed 0 of less than 16 bytes; longer data has another algorithm.
+pub(super) fn short_xxh32(data: &[u8]) -> u32 {
+    const PRIMES: [u32; 5] = [0x9e37_79b1, 0x85eb_ca77, 0xc2b2_ae3d, 0x27d4_eb2f, 0x1656_67b1];
+    let mut hash = PRIMES[4].wrapping_add(data.len() as u32);
+    let (words, bytes) = data.as_chunks::<4>();
+    for word in words {
+        hash = hash.wrapping_add(u32::from_le_bytes(*word).wrapping_mul(PRIMES[2]));
+        hash = hash.rotate_left(17).wrapping_mul(PRIMES[3]);
+    }
+    for byte in bytes {
+        hash = hash.wrapping_add(u32::from(*byte).wrapping_mul(PRIMES[4]));
+        hash = hash.rotate_left(11).wrapping_mul(PRIMES[0]);
+    }
+    hash = (hash ^ (hash >> 15)).wrapping_mul(PRIMES[1]);
+    hash = (hash ^ (hash >> 13)).wrapping_mul(PRIMES[2]);
+    hash ^ (hash >> 16)
 }
 
 fn decompress_snappy(data: &[u8], max_bytes: usize) -> Result<Vec<u8>, CompressionError> {
@@ -191,6 +237,23 @@ mod tests {
         assert_eq!(Codec::Snappy.decompress(&raw, 100).unwrap(), b"hello hello hello");
     }
 
+    #[test]
+    fn lz4_frames_of_old_writers_are_read_in_format_0_alone() {
+        let data = b"hello hello hello hello hello";
+        let good = compressed(Codec::Lz4, data);
+        let (at, checksum) = lz4_checksum(&good).unwrap();
+        assert_eq!(good[at], checksum, "as the codec library computes it");
+        // Over the magic number, too (KAFKA-3160).
+        let mut old = good.clone();
+        old[at] = (short_xxh32(&good[..at]) >> 8) as u8;
+        assert_ne!(old[at], checksum);
+        assert!(Codec::Lz4.decompress(&old, 100).is_err());
+        for frame in [&old, &good] {
+            assert_eq!(Codec::Lz4.decompress_format_0(frame, 100).unwrap(), data);
+        }
+        assert_eq!(short_xxh32(b""), 0x02cc_5d05, "the value in the specification of xxHash");
+    }
+
     proptest! {
         #[test]
         fn compressed_data_is_decompressed_to_the_same_bytes(data in prop::collection::vec(0_u8..4, 0..100_000)) {
@@ -205,7 +268,7 @@ mod tests {
             let framed = [&compressed(ALL[start], b"abc")[..], &bytes].concat();
             for codec in ALL {
                 for data in [&bytes, &framed] {
-                    if let Ok(plain) = codec.decompress(data, 1000) {
+                    for plain in [codec.decompress(data, 1000), codec.decompress_format_0(data, 1000)].into_iter().flatten() {
                         prop_assert!(plain.len() <= 1000);
                     }
                 }

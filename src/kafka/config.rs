@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::backoff::Backoff;
@@ -48,6 +49,24 @@ pub struct ConnectionConfig {
     pub address_family: AddressFamily,
     /// The pauses between attempts to connect to a broker; clone it for each broker (`reconnect.backoff.ms`).
     pub reconnect_backoff: Backoff,
+    /// Counts the requests that are sent.
+    pub requests: RequestCounter,
+}
+
+/// A number of requests, of all clients that have a clone of it.
+#[derive(Clone, Debug, Default)]
+pub struct RequestCounter(Arc<AtomicU64>);
+
+impl RequestCounter {
+    /// Counts one request.
+    pub(super) fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of requests so far.
+    pub fn sent(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Which addresses of a host name are used.
@@ -85,6 +104,7 @@ impl Default for ConnectionConfig {
             security: Security::default(),
             address_family: AddressFamily::Any,
             reconnect_backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(1)),
+            requests: RequestCounter::default(),
         }
     }
 }

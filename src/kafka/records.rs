@@ -285,7 +285,9 @@ impl<'a> Entry<'a> {
         if depth == 0 {
             return Err(self.malformed(Malformed("a compressed message within a compressed message")));
         }
-        let set = self.decompress(codec, data, max_bytes)?;
+        let decompress = if self.magic == 0 { Codec::decompress_format_0 } else { Codec::decompress };
+        let set = decompress(codec, data, max_bytes)
+            .map_err(|cause| RecordError::Compression { offset: self.offset, cause })?;
         // Inner offsets are relative to the first inner message in format 1, absolute in format 0.
         let last = Entries::of(&set).last().transpose()?.map_or(0, |last| last.offset);
         let base = if self.magic == 1 { self.offset.saturating_sub(last) } else { 0 };

@@ -59,6 +59,8 @@ pub struct BrokerList {
     pub addresses: Vec<String>,
     /// Why the others are left out, sorted.
     pub skipped: Vec<String>,
+    /// Number of requests that it took.
+    pub request_count: u64,
 }
 
 /// Returns the endpoints (`host:port`) of the live brokers for `protocol` (`PLAINTEXT`, `SASL_SSL`, …), sorted; empty
@@ -73,10 +75,10 @@ pub fn brokers(keeper: &dyn Keeper, protocol: &str) -> Result<Vec<String>, Keepe
 /// only changes.
 pub fn broker_list(keeper: &dyn Keeper, protocol: &str) -> Result<BrokerList, KeeperError> {
     let ids = match keeper.children(paths::BROKER_IDS) {
-        Err(KeeperError::NoNode(_)) => return Ok(BrokerList::default()),
+        Err(KeeperError::NoNode(_)) => return Ok(BrokerList { request_count: 1, ..BrokerList::default() }),
         ids => ids?,
     };
-    let mut list = BrokerList::default();
+    let mut list = BrokerList { request_count: 1 + ids.len() as u64, ..BrokerList::default() };
     let nodes: Vec<String> = ids.iter().map(|id| paths::broker(id)).collect();
     for ((id, path), node) in ids.iter().zip(&nodes).zip(keeper.read_all(&nodes)) {
         // The broker may have stopped since the children were listed.

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use prometheus::{Histogram, IntCounter};
 
 use crate::admin::Component;
+use crate::broker::RequestCounter;
 use crate::clock::boot_instant;
 use crate::keeper::discovery::BrokerList;
 use crate::keeper::{KeeperError, SharedKeeper};
@@ -83,6 +84,8 @@ pub(super) struct Poller {
     pub zookeeper_pace: Pace,
     /// Bound of the requests to Kafka.
     pub kafka_pace: Pace,
+    /// Counts the requests to Kafka.
+    pub kafka_requests: RequestCounter,
     /// Publishes the views of the cluster.
     pub writer: BoardWriter,
     /// The state of the cluster in `/readyz`.
@@ -159,18 +162,18 @@ impl Poller {
         // The first cycle publishes as it goes, too.
         self.memory.published.get_or_insert_with(boot_instant);
         (self.memory.cycle_began, self.memory.no_broker_until) = (Some(began), None);
-        self.memory.waited = Duration::ZERO;
+        (self.memory.waited, self.memory.is_cut) = (Duration::ZERO, false);
         if extent == Extent::Whole || self.memory.brokers.failure.is_some() || self.memory.hosts.is_empty() {
             self.find_hosts();
         }
         let zookeeper = self.list_zookeeper(extent);
-        let kafka = self.list_kafka(extent);
+        let kafka = self.list_kafka(extent, stop);
         let are_listed = (self.keeper.is_none() || zookeeper.is_some()) && (self.groups.is_none() || kafka.is_some());
         self.read_modules(Source::Zookeeper, zookeeper, extent, stop);
         self.read_modules(Source::Kafka, kafka, extent, stop);
-        self.describe_groups();
+        self.describe_groups(stop);
         if extent == Extent::Whole {
-            self.probe();
+            self.probe(stop);
             self.look_up_timestamps(stop);
         }
         self.places.sweep();
@@ -178,11 +181,9 @@ impl Poller {
         self.memory.names.sweep();
         let outcome = self.trouble().map_or(Ok("complete"), Err);
         self.memory.has_read_all |= are_listed && !stop.is_triggered();
-        if extent == Extent::Whole && !stop.is_triggered() {
-            // A cycle that failed may have taken long because nothing responded: it makes no number fresh for longer.
-            if outcome.is_ok() {
-                self.memory.last_cycle = Some(began.elapsed().saturating_sub(self.memory.waited));
-            }
+        // What was read in a long cycle stays known until the next one, whatever single modules failed in it.
+        if extent == Extent::Whole && are_listed && !self.memory.is_cut && !stop.is_triggered() {
+            self.memory.last_cycle = Some(began.elapsed().saturating_sub(self.memory.waited));
         }
         self.memory.cycle_began = None;
         self.publish();
@@ -193,6 +194,7 @@ impl Poller {
     fn find_hosts(&mut self) {
         match (self.find_brokers)() {
             Ok(list) => {
+                self.zookeeper_pace.count(list.request_count, Instant::now());
                 list.skipped.into_iter().for_each(|reason| self.memory.logged.warn(reason));
                 // Brokers that have all gone may come back with the same addresses.
                 if !list.addresses.is_empty() || self.memory.hosts.is_empty() {
@@ -209,8 +211,11 @@ impl Poller {
         if extent == Extent::Failed && self.memory.zookeeper.failure.is_none() {
             return None;
         }
+        let asked = Instant::now();
         let mut source = self.memory.zookeeper_source(&*keeper);
-        match source.group_names() {
+        let names = source.group_names();
+        self.zookeeper_pace.count(source.request_count, Instant::now());
+        match names {
             Ok(names) => {
                 let names: BTreeSet<Arc<str>> =
                     names.into_iter().filter(|name| self.filter.has(name)).map(Arc::from).collect();
@@ -219,6 +224,8 @@ impl Poller {
                 Some(names)
             }
             Err(cause) => {
+                self.memory.waited += asked.elapsed();
+                self.memory.is_cut = true;
                 self.source_failed(Source::Zookeeper, format!("stored offsets cannot be read: {cause}"));
                 None
             }
@@ -226,13 +233,16 @@ impl Poller {
     }
 
     /// Returns the modules in Kafka; `None` if they cannot be listed.
-    fn list_kafka(&mut self, extent: Extent) -> Option<BTreeSet<Arc<str>>> {
-        let (source, globs) = self.groups.as_mut()?;
-        if extent == Extent::Failed && self.memory.kafka.failure.is_none() {
+    fn list_kafka(&mut self, extent: Extent, stop: &Stop) -> Option<BTreeSet<Arc<str>>> {
+        if self.groups.is_none() || (extent == Extent::Failed && self.memory.kafka.failure.is_none()) {
             return None;
         }
-        let filter = &self.filter;
-        match source.groups(&self.memory.hosts, |name| globs.matches(name) && filter.has(name)) {
+        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        let (source, globs) = self.groups.as_mut()?;
+        let (filter, asked) = (&self.filter, Instant::now());
+        let found = source.groups(&self.memory.hosts, |name| globs.matches(name) && filter.has(name));
+        self.count_kafka();
+        match found {
             Ok(found) => {
                 let names: BTreeSet<Arc<str>> = found.has_members.keys().cloned().collect();
                 match found.failure {
@@ -253,6 +263,8 @@ impl Poller {
                 Some(names)
             }
             Err(cause) => {
+                self.memory.waited += asked.elapsed();
+                self.memory.is_cut = true;
                 self.source_failed(Source::Kafka, format!("groups cannot be listed: {cause}"));
                 None
             }
@@ -333,12 +345,12 @@ impl Poller {
         self.fresh_for.max(self.three_cycles())
     }
 
-    /// The time of three cycles, for which a number is fresh even if they take long. One that fails does not count,
-    /// because it may take long for nothing.
+    /// The time of three cycles, for which a number is fresh even if they take long. Time that was waited for nothing
+    /// does not count.
     fn three_cycles(&self) -> Duration {
-        let Memory { last_cycle, cycle_began, waited, .. } = self.memory;
+        let Memory { last_cycle, cycle_began, waited, is_cut, .. } = self.memory;
         let present = cycle_began.map(|began| began.elapsed().saturating_sub(waited));
-        let present = present.filter(|_| self.trouble().is_none());
+        let present = present.filter(|_| !is_cut);
         (last_cycle.max(present).unwrap_or_default() * 3).min(MAX_FRESH)
     }
 }

@@ -107,6 +107,10 @@ impl EndsHistory {
             }
             self.drop_first();
         };
+        if self.spans.len() == self.spans.capacity() && MAX_SPANS / 2 < self.spans.len() {
+            // One more than are kept. A vector that doubles would have room for 64.
+            self.spans.reserve_exact(MAX_SPANS + 1 - self.spans.len());
+        }
         self.spans.push(Span { at: now, length: now.saturating_sub(last_read), ahead });
         if MAX_SPANS < self.spans.len() && KEPT < now.saturating_sub(self.spans[0].at) {
             self.drop_first();

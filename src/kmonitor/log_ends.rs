@@ -29,6 +29,8 @@ const SILENT_PAUSE: Duration = Duration::from_secs(5);
 const MAX_TOPIC_AGE: Duration = Duration::from_secs(10);
 /// Largest number of topics that are a few.
 const FEW_TOPICS: usize = 500;
+/// Largest number of topics that are looked up together: a response takes about 150 bytes for each partition.
+const MAX_TOPICS: usize = 250;
 /// Shortest time between two look-ups of a topic that is in doubt.
 const DOUBT_PAUSE: Duration = Duration::from_millis(500);
 /// Time between the first and the last of the answers that make an absence certain.
@@ -94,19 +96,25 @@ impl LogReader {
         if due.is_empty() {
             return Ok(());
         }
-        let found = self.client.get(hosts)?.topics(&due, Instant::now() + TIMEOUT);
-        self.request_count += 1;
-        let silence = found.iter().find_map(|result| match result {
-            Err(MetadataError::Unreachable(reason)) => Some(reason.clone()),
-            _ => None,
-        });
-        if let Some(reason) = silence.filter(|_| found.iter().all(is_unreachable)) {
-            // The next look-up makes a new client, perhaps for other addresses.
-            self.client.forget();
-            return Err(reason);
-        }
-        for (name, result) in due.into_iter().zip(found) {
-            self.note(name, result, now);
+        let deadline = Instant::now() + TIMEOUT;
+        let mut responded = false;
+        for part in due.chunks(MAX_TOPICS) {
+            let found = self.client.get(hosts)?.topics(part, deadline);
+            self.request_count += 1;
+            let silence = found.iter().find_map(|result| match result {
+                Err(MetadataError::Unreachable(reason)) => Some(reason.clone()),
+                _ => None,
+            });
+            let is_silent = found.iter().all(is_unreachable);
+            if let Some(reason) = silence.filter(|_| is_silent && !responded) {
+                // The next look-up makes a new client, perhaps for other addresses.
+                self.client.forget();
+                return Err(reason);
+            }
+            responded |= !is_silent;
+            for (name, result) in part.iter().zip(found) {
+                self.note(Arc::clone(name), result, now);
+            }
         }
         Ok(())
     }

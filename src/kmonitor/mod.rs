@@ -1,14 +1,15 @@
 //! kmonitor reports the delay of every module and partition: how many messages ktransfer has not finished yet.
 //!
 //! ```text
-//!  ZooKeeper ──stored offsets, owners──▶ poll@CLUSTER ──ClusterView──▶ Board ──▶ PublishedPages ──▶ DelayHandler ◀──
-//!  GET brokers ────log ends, groups────────▶ (one per cluster)       (newest per cluster)  (rendered by the poller)
+//! ZooKeeper ──stored offsets, owners──▶ poll@CLUSTER ──ClusterView──▶ Board ──▶ PublishedPages ──▶ DelayHandler ◀─ GET
+//! brokers ────log ends, groups────────▶ (one per cluster)       (newest per cluster)  (by the poller)       ▲
+//!                                                                                     answers of /v1/ ── render
 //! ```
 //!
-//! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`,
+//! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`, `pauses`,
 //! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan`
 //! and `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
-//! `refusals`, `zabbix_pages`, `page`, `handler`.
+//! `refusals`, `zabbix_pages`, `page`, `handler`, `renderer`.
 //!
 //! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP
 //! request never waits for ZooKeeper or Kafka.
@@ -29,6 +30,7 @@ mod name_filter;
 mod names;
 mod pace;
 mod page;
+mod pauses;
 mod places;
 mod plan;
 mod probe;
@@ -36,6 +38,7 @@ mod published;
 mod query;
 mod readings;
 mod refusals;
+mod renderer;
 mod report;
 mod sentence;
 mod sparkline;
@@ -51,24 +54,27 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
 use log::info;
 use prometheus::{HistogramVec, IntCounterVec};
 
 use crate::admin::{Admin, Health};
-use crate::broker::{self, BrokerConfig, FetcherConfig, HeaderLimits};
+use crate::broker::{self, BrokerConfig, FetcherConfig, HeaderLimits, RequestCounter};
 use crate::clock::boot_instant;
 use crate::config::Problems;
+use crate::heap;
 use crate::http::{Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, WriteLimits};
 use crate::keeper::discovery::{self, BrokerList};
 use crate::keeper::{self, SharedKeeper};
 use crate::metrics::{Registry, SECONDS_BUCKETS};
+use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
 use board::{Board, BoardWriter};
 use cluster::{FindBrokers, Memory, PollMetrics, Poller};
 use config::{ClusterConfig, Config};
 use facts::Source;
-use handler::DelayHandler;
+use handler::DelayAnswers;
 use kafka_source::KafkaSource;
 use log_ends::LogReader;
 use pace::Pace;
@@ -76,6 +82,7 @@ use page::DelayPageAnswers;
 use places::{Places, Times};
 use probe::Prober;
 use published::PublishedPages;
+use renderer::{DelayHandler, MAX_WAITING};
 
 /// Timeout of one request to a broker. A poll makes few requests, because one covers all partitions of a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -101,6 +108,8 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 /// Opens the ports, starts the pollers, and drains the ports when the supervisor's stop is triggered. Fails if a port
 /// cannot be opened.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
+    // The pages of a view are large, and another view comes every few seconds.
+    heap::map_large_buffers();
     let (registry, health) = (Registry::new(), Health::new());
     let board = Board::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
     let newest = board.clone();
@@ -111,7 +120,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         .with_metrics(Arc::new(move || metrics_pages.pages().metrics(boot_instant())));
 
     // The ports are opened first, so that a port in use ends the start before a poller runs.
-    let servers = listen(&config, &pages, &admin, &registry, supervisor)?;
+    let ended = Stop::new();
+    let servers = listen(&config, &pages, &admin, &registry, supervisor, &ended)?;
 
     let metrics = Metrics::new(&registry);
     for (cluster, writer) in config.clusters.iter().zip(board.writers()) {
@@ -127,16 +137,19 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         server.drain(deadline.saturating_duration_since(Instant::now()));
         server.close();
     }
+    ended.trigger();
     Ok(())
 }
 
-/// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`].
+/// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`]. Until
+/// `ended` a thread renders answers.
 fn listen(
     config: &Config,
     pages: &Arc<PublishedPages>,
     admin: &Admin,
     registry: &Registry,
     supervisor: &Supervisor,
+    ended: &Stop,
 ) -> Result<Vec<Server>, String> {
     let metrics = ServerMetrics::new(registry);
     let start = |key: &str, name, port, readers, limits, handler: Arc<dyn Handler>| {
@@ -153,7 +166,13 @@ fn listen(
         max_connections: MAX_CONNECTIONS,
         ..ServerLimits::default()
     };
-    let delay = DelayHandler { pages: Arc::clone(pages), page: DelayPageAnswers::default(), admin: admin.clone() };
+    let answers = DelayAnswers { pages: Arc::clone(pages), page: DelayPageAnswers::default(), admin: admin.clone() };
+    let answers = Arc::new(answers);
+    // A request that does not fit into the queue is answered with 503.
+    let (sender, waiting) = bounded(MAX_WAITING);
+    let (rendering, ended) = (Arc::clone(&answers), ended.clone());
+    supervisor.spawn_task("render", move || renderer::render(&rendering, &waiting, &ended));
+    let delay = DelayHandler { answers, waiting: sender };
     let mut servers = vec![start("port", "http", config.http.port, READERS, limits, Arc::new(delay))?];
     if let Some(port) = config.http.admin_port {
         servers.push(start("admin_port", "admin", port, 1, ServerLimits::default(), Arc::new(admin.clone()))?);
@@ -202,12 +221,14 @@ fn poller(
     supervisor: &Supervisor,
 ) -> Poller {
     let keeper = cluster.keeper.clone().map(|keeper| keeper::connect(keeper, supervisor));
+    let kafka_requests = RequestCounter::default();
     let template = BrokerConfig {
         hosts: Vec::new(),
         engine: cluster.engine,
         client_id: "kmonitor".to_owned(),
         request_timeout: BROKER_TIMEOUT,
         settings: cluster.kafka.clone(),
+        requests: kafka_requests.clone(),
     };
     let with_hosts = move |hosts: &[String]| BrokerConfig { hosts: hosts.to_vec(), ..template.clone() };
     let (for_groups, for_probes) = (with_hosts.clone(), with_hosts.clone());
@@ -237,6 +258,7 @@ fn poller(
         limits: Box::new(move |module| limits.of(module)),
         zookeeper_pace: Pace::new(cluster.zookeeper_requests_per_second, now),
         kafka_pace: Pace::new(cluster.kafka_requests_per_second, now),
+        kafka_requests,
         writer,
         component: health.component(format!("cluster {}", cluster.name)),
         metrics: metrics.of(&cluster.name),

@@ -88,6 +88,7 @@ impl Prober {
                     }
                     FetchEvent::TopicId { .. }
                     | FetchEvent::PartitionError { .. }
+                    | FetchEvent::Recovered { .. }
                     | FetchEvent::BrokerUnreachable { .. } => continue,
                 };
                 if let Some(finding) = finding

@@ -3,6 +3,7 @@
 //! A poller calls [`PublishedPages::refresh`] when it has published, so that requests find the pages rendered. A
 //! request renders them itself only where no poller does: when a poller hangs, its cluster becomes unknown without it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::SystemTime;
 
@@ -12,6 +13,7 @@ use super::names::shortened;
 use super::report::pages::Pages;
 use super::report::prometheus::Detail;
 use super::view::View;
+use crate::http::PageWatch;
 use crate::locks::lock;
 
 /// Returns the newest view.
@@ -26,7 +28,15 @@ pub(super) struct PublishedPages {
     newest: Mutex<Arc<Pages>>,
     /// Held while pages are rendered, so that they are rendered once.
     rendering: Mutex<()>,
+    /// A poller waits for `rendering`, and has not taken the view that it will render.
+    is_about_to_render: AtomicBool,
+    /// The pages of earlier views that clients still read, the oldest first.
+    older: Mutex<Vec<PageWatch>>,
 }
+
+/// Limit on the memory of the pages of earlier views. A client that reads slowly may have its page for a minute, and in
+/// this time there are a dozen views. Beyond the limit the oldest pages are withdrawn.
+const MAX_OLDER_BYTES: usize = 32 << 20;
 
 impl PublishedPages {
     /// Renders the pages of the view that `view` returns now.
@@ -39,12 +49,20 @@ impl PublishedPages {
             started,
             newest: Mutex::new(Arc::new(newest)),
             rendering: Mutex::default(),
+            is_about_to_render: AtomicBool::new(false),
+            older: Mutex::default(),
         }
     }
 
-    /// Renders the pages if there is a newer view.
+    /// Renders the pages if there is a newer view. Returns at once if another thread is about to do it: of many
+    /// clusters that publish at the same time, not each one has the pages of all rendered.
     pub(super) fn refresh(&self) {
+        if self.is_about_to_render.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let _rendering = lock(&self.rendering);
+        // What is published from now on may be missing in the view that is taken next; what was before is not.
+        self.is_about_to_render.swap(false, Ordering::AcqRel);
         self.render();
     }
 
@@ -77,8 +95,27 @@ impl PublishedPages {
             warn!("/delay?format=zabbix leaves out modules that would have the same key: {modules}");
         }
         // The old pages are dropped after the lock is released, because dropping many partitions takes a while.
-        let _old = std::mem::replace(&mut *lock(&self.newest), Arc::clone(&pages));
+        let old = std::mem::replace(&mut *lock(&self.newest), Arc::clone(&pages));
+        let watches = old.watches();
+        drop((old, before));
+        let mut older = lock(&self.older);
+        older.extend(watches);
+        withdraw_oldest(&mut older, MAX_OLDER_BYTES);
+        drop(older);
         pages
+    }
+}
+
+/// Forgets the pages that nobody reads, and withdraws the oldest of the others until the rest has at most `max` bytes.
+fn withdraw_oldest(older: &mut Vec<PageWatch>, max: usize) {
+    older.retain(|page| 0 < page.held_bytes());
+    let mut held: usize = older.iter().map(PageWatch::held_bytes).sum();
+    for page in older {
+        if held <= max {
+            return;
+        }
+        held = held.saturating_sub(page.held_bytes());
+        page.withdraw();
     }
 }
 
@@ -91,11 +128,12 @@ fn is_same(one: &View, other: &View) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::{Body, SharedBytes};
     use crate::kmonitor::report::fixture::{cluster, module, partition, unknown, view};
     use crate::kmonitor::report::legacy::Selection;
     use crate::kmonitor::report::pages::DelayFormat;
     use crate::kmonitor::report::prometheus::DetailLevel;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn pages_are_rendered_once_for_each_view_and_when_a_cluster_becomes_unknown() {
@@ -131,5 +169,47 @@ mod tests {
         drop(rendering);
         assert_eq!(text(&published.pages()), r#"{"c":{"m":{"0":7}}}"#);
         assert!(reads.load(Ordering::Relaxed) > 6);
+    }
+
+    #[test]
+    fn of_the_older_pages_that_are_read_the_oldest_are_withdrawn_beyond_the_limit() {
+        let pages: Vec<Body> = (0..4).map(|_| SharedBytes::from(vec![0; 10]).into()).collect();
+        let watch = |page: &Body| match page {
+            Body::Shared { bytes, .. } => bytes.watch(),
+            _ => unreachable!("it is shared"),
+        };
+        let mut older: Vec<PageWatch> = pages.iter().map(watch).collect();
+        older.insert(1, SharedBytes::from(vec![0; 99]).watch());
+        let withdrawn = |pages: &[Body]| pages.iter().map(Body::is_withdrawn).collect::<Vec<_>>();
+        withdraw_oldest(&mut older, 40);
+        assert_eq!((older.len(), withdrawn(&pages)), (4, vec![false; 4]), "nobody reads one of them");
+        withdraw_oldest(&mut older, 25);
+        assert_eq!(withdrawn(&pages), [true, true, false, false]);
+        drop(pages);
+        withdraw_oldest(&mut older, 25);
+        assert!(older.is_empty());
+    }
+
+    #[test]
+    fn clusters_that_publish_while_pages_are_rendered_have_them_rendered_once_more() {
+        let number = Arc::new(AtomicUsize::new(1));
+        let newest = Arc::clone(&number);
+        let read = move || View { number: newest.load(Ordering::Relaxed) as u64, ..view(vec![unknown("c")]) };
+        let published = PublishedPages::new(read, Detail { level: DetailLevel::Auto, max_partitions: 10 });
+        std::thread::scope(|scope| {
+            let rendering = published.rendering.lock().unwrap();
+            number.store(2, Ordering::Relaxed);
+            scope.spawn(|| published.refresh());
+            while !published.is_about_to_render.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            for later in 3..6 {
+                number.store(later, Ordering::Relaxed);
+                published.refresh();
+            }
+            drop(rendering);
+        });
+        assert_eq!(published.newest.lock().unwrap().view.number, 5);
+        assert!(!published.is_about_to_render.load(Ordering::Acquire));
     }
 }

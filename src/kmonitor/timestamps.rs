@@ -28,7 +28,7 @@ pub(super) struct Timestamps {
     /// When they were looked up, since the start of the poller.
     taken: Duration,
     /// For each age the first message that is not older; `Offset::MAX` if all are.
-    firsts: Vec<Offset>,
+    firsts: Box<[Offset]>,
 }
 
 impl Timestamps {

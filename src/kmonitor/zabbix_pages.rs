@@ -9,7 +9,7 @@ use crate::http::{Body, Head, Response, Version};
 
 use super::query::Parameters;
 use super::refusals::{bad_query, unknown_cluster};
-use super::report::pages::Pages;
+use super::report::pages::{Pages, target};
 use super::report::zabbix_items::{Clock, Filter};
 
 /// Longest glob, in bytes: longer than any name.
@@ -85,11 +85,6 @@ fn with_filter(
         return Err(bad_query(&reason));
     }
     answer(&filter)
-}
-
-/// Returns what is requested, as the client wrote it.
-fn target(head: &Head) -> String {
-    format!("{}?{}", head.path, head.query.as_deref().unwrap_or_default())
 }
 
 fn glob(text: &str) -> Result<GlobMatcher, Response> {

@@ -55,9 +55,10 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use crate::admin::{Admin, Component, Health};
-use crate::broker::{self, BrokerConfig, ProducerConfig};
+use crate::broker::{self, BrokerConfig, ProducerConfig, RequestCounter};
 use crate::config::Problems;
 use crate::daemon::raise_open_files;
+use crate::heap;
 use crate::http::{ByteBudget, Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, WriteLimits};
 use crate::metrics::Registry;
 use crate::shutdown::Stop;
@@ -92,7 +93,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 /// Serves requests until the supervisor's stop is triggered, then shuts down. Fails if a producer cannot be made or a
 /// port cannot be opened.
 pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
-    heap_trim::map_large_buffers();
+    heap::map_large_buffers();
     let max_connections = connections_within(config.max_connections.get(), raise_open_files());
     let (registry, health) = (Registry::new(), Health::new());
     let admin = Admin::new(registry.clone(), health.clone());
@@ -205,6 +206,7 @@ fn producers(config: &Config, supervisor: &Supervisor) -> Result<ProducerPool<Pe
         // A metadata request must not take longer than a message may wait.
         request_timeout: REQUEST_TIMEOUT.min(config.commit_timeout),
         settings: config.kafka.clone(),
+        requests: RequestCounter::default(),
     };
     let producer = ProducerConfig {
         partitioner: config.partitioner,

@@ -11,7 +11,7 @@ use super::group::{Group, GroupObservers, Leases};
 use super::module::Connectors;
 use crate::broker::membership::{GroupOffsets, MembershipConfig};
 use crate::broker::{
-    self, BrokerConfig, FetcherConfig, HeaderLimits, LogEnds, PartitionerKind, Producer, ProducerConfig,
+    self, BrokerConfig, FetcherConfig, HeaderLimits, LogEnds, PartitionerKind, Producer, ProducerConfig, RequestCounter,
 };
 use crate::keeper::{self, KeeperConfig, SharedKeeper, discovery};
 use crate::supervise::Supervisor;
@@ -118,6 +118,7 @@ impl Connections {
             client_id: "ktransfer".to_owned(),
             request_timeout: BROKER_TIMEOUT,
             settings: self.config.kafka.clone(),
+            requests: RequestCounter::default(),
         })
     }
 

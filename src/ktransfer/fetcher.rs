@@ -10,7 +10,7 @@ mod start_offsets;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 use log::{Level, info};
@@ -22,6 +22,7 @@ use super::config::ModuleConfig;
 use super::job::{WindowId, message_size_bytes};
 use super::memory_budget::MemoryBudget;
 use super::metrics::ModuleMetrics;
+use super::read_errors::ReadErrors;
 use crate::admin::Component;
 use crate::broker::{FetchEvent, Fetcher, LogIdentity, MessageBatch, Offset, PartitionId, TopicPartition};
 use crate::log_limited;
@@ -51,6 +52,8 @@ pub(super) struct FetchChannels {
     pub(super) found_starts: Receiver<FoundStart>,
     /// The memory of the messages that were read and are not done.
     pub(super) memory: MemoryBudget,
+    /// Which partitions cannot be read.
+    pub(super) read_errors: ReadErrors,
 }
 
 /// The fetch loop of a module, which reads its topic.
@@ -82,6 +85,8 @@ impl FetchLoop {
         health: Component,
         channels: FetchChannels,
     ) -> FetchLoop {
+        // Those of a loop that has failed.
+        channels.read_errors.clear_all();
         FetchLoop {
             fetcher,
             module: Arc::clone(&config.name),
@@ -166,7 +171,11 @@ impl FetchLoop {
                 self.forget(partition);
                 self.fetcher.revoke(&self.topic_partition(partition));
             }
-            FetchCommand::Pause(partition) => self.fetcher.set_paused(&self.topic_partition(partition), true),
+            FetchCommand::Pause(partition) => {
+                // It is not to be read. An error that lasts is reported again after the pause.
+                self.channels.read_errors.clear(partition);
+                self.fetcher.set_paused(&self.topic_partition(partition), true);
+            }
             FetchCommand::Resume(partition) => self.fetcher.set_paused(&self.topic_partition(partition), false),
         }
     }
@@ -177,6 +186,7 @@ impl FetchLoop {
 
     fn forget(&mut self, partition: PartitionId) {
         self.assigned.remove(&partition);
+        self.channels.read_errors.clear(partition);
         if self.awaiting_start.remove(&partition).is_some() {
             self.channels.start_requests.cancel(partition);
         }
@@ -218,7 +228,8 @@ impl FetchLoop {
     }
 
     fn report_health(&self) {
-        self.health.set(self.lookup_failure.clone().map_or(Ok(()), Err));
+        let unread = || self.channels.read_errors.trouble(&self.topic, Instant::now());
+        self.health.set(self.lookup_failure.clone().or_else(unread).map_or(Ok(()), Err));
     }
 
     /// Converts the events of a poll to reports for the dispatcher. Counts and logs errors; returns the pause before
@@ -251,8 +262,12 @@ impl FetchLoop {
                 FetchEvent::PartitionError { partition, reason } => {
                     self.metrics.fetch_errors.inc();
                     log_limited!(Level::Warn, "module [{module}]: {partition} cannot be read: {reason}");
+                    if self.assigned.contains_key(&partition.partition) {
+                        self.channels.read_errors.note(partition.partition, reason, Instant::now());
+                    }
                     pause = pause.max(PARTITION_ERROR_PAUSE);
                 }
+                FetchEvent::Recovered { partition } => self.channels.read_errors.clear(partition.partition),
                 FetchEvent::BrokerUnreachable { reason } => {
                     self.metrics.fetch_errors.inc();
                     log_limited!(
@@ -281,6 +296,7 @@ impl FetchLoop {
         let MessageBatch { partition: from, messages, next: batch_next, leader_epoch } = batch;
         let partition = from.partition;
         let Some(&window) = self.assigned.get(&partition) else { return };
+        self.channels.read_errors.clear(partition);
         let mut part = Vec::with_capacity(messages.len());
         let (mut part_bytes, count) = (0, messages.len());
         for (index, message) in messages.into_iter().enumerate() {
@@ -319,6 +335,7 @@ impl FetchLoop {
     ) {
         // Events of a partition that is not assigned are stale.
         if let Some(&window) = self.assigned.get(&partition.partition) {
+            self.channels.read_errors.clear(partition.partition);
             fetched.push(report(window, partition.partition));
         }
     }

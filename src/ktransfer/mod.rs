@@ -65,6 +65,7 @@ mod pauses;
 mod plan;
 mod policy;
 mod push_rate;
+mod read_errors;
 mod reload;
 mod replay;
 mod stop_report;

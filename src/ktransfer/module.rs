@@ -225,6 +225,7 @@ impl Module {
             start_requests,
             found_starts,
             memory: memory.clone(),
+            read_errors: self.operator.read_errors.clone(),
         };
         let (metrics, health) = (self.metrics.clone(), self.broker_health.clone());
         let fetch_loop = FetchLoop::new(connectors.fetcher, config, metrics, health, fetch_channels);

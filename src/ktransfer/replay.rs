@@ -117,6 +117,7 @@ impl Replay<'_> {
                         position.next = divergence;
                         self.assign(partition, &position);
                     }
+                    FetchEvent::Recovered { .. } => continue,
                     FetchEvent::PartitionError { reason, .. }
                     | FetchEvent::BrokerUnreachable { reason }
                     | FetchEvent::Unreachable { reason } => {

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::harness::fleet::{Fleet, Reply};
 use crate::harness::kproxy::{NO_BROKER, assert_refused};
 use crate::harness::process::{folder, make_fifo};
 use crate::harness::{
@@ -100,6 +101,24 @@ fn ktransfer_stops_in_time_while_names_of_zookeeper_or_of_backends_hang() {
     let (mut daemon, admin) = start_ktransfer(configs::ktransfer(cluster), &module(HANGING));
     daemon.wait_until_ok(&admin, "/readyz", DEADLINE);
     wait_until_hanging(&daemon, "names-look-up");
+    daemon.stop(STOP_DEADLINE);
+}
+
+/// Four of five backends, whose look-ups hang; `localhost` needs no name server.
+#[test]
+fn ktransfer_pushes_to_a_backend_beside_others_whose_names_hang() {
+    let cluster = cluster();
+    let topic = cluster.new_topic("hanging_beside", 1);
+    cluster.produce(&topic, 0, &[(b"key", b"value")]);
+    let fleet = Fleet::start(1, |_| Reply::ok());
+    let local = fleet.addresses()[0].replace("127.0.0.1", "localhost");
+    let mut servers: Vec<String> = (1..5).map(|number| format!("hanging-{number}:9")).collect();
+    servers.push(local);
+    // One attempt at each backend, the last one at the good one.
+    let module = configs::module(&topic, &servers).set("worker_num", 1).set("max_retry_times", 4);
+    let (mut daemon, admin) = start_ktransfer(configs::ktransfer(cluster), &module);
+    daemon.wait_until_ok(&admin, "/readyz", DEADLINE);
+    wait_until(DEADLINE, "the message is pushed", || fleet.n_delivered() == 1);
     daemon.stop(STOP_DEADLINE);
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::harness::fake_zookeeper::{FakeZooKeeper, Nodes, ONE_OF};
+use crate::harness::keeper::KeeperSession;
 use crate::harness::{Kmonitor, cluster, configs, kafka_wire, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -33,6 +34,22 @@ fn wait_for_all(kmonitor: &Kmonitor) {
     let all: Map<String, Value> =
         (0..N_MODULES).map(|index| (format!("module_{index}"), Value::Object(delays(index)))).collect();
     wait_until(DEADLINE, "all delays are known", || kmonitor.get("/delay").json() == json!({"many": all}));
+}
+
+#[test]
+fn a_zookeeper_without_multi_read_loses_no_answer_when_that_is_found_out() {
+    let nodes = Nodes { modules: 5, partitions: 100, brokers: Vec::new(), has_multi_read: false };
+    let zookeeper = FakeZooKeeper::start(nodes);
+    let session = KeeperSession::connect(std::slice::from_ref(&zookeeper.address), "");
+    let path = |number: usize| format!("/consumers/module_{0}/offsets/topic_{0}/{1}", number % 5, number / 5);
+    let paths: Vec<String> = (0..500).map(path).collect();
+    wait_until(DEADLINE, "there is a session", || session.keeper.reachable().is_ok());
+    for attempt in ["the first", "the second"] {
+        let found = session.keeper.read_many(&paths);
+        let failed = found.nodes.iter().find(|node| !matches!(node, Ok(Some(_))));
+        assert_eq!((failed, found.nodes.len(), found.cost), (None, 500, 500), "{attempt}");
+    }
+    session.close();
 }
 
 #[test]

@@ -48,6 +48,8 @@ mod kmonitor_alarms;
 mod kmonitor_answers;
 /// kmonitor: delays, also while clusters or brokers are down.
 mod kmonitor_delay;
+/// kmonitor: modules of which little can be read, groups that rebalance, and pauses.
+mod kmonitor_groups;
 /// kmonitor: what is known while servers restart, stall or die.
 mod kmonitor_outages;
 /// kmonitor: its page in a real browser.
@@ -111,6 +113,8 @@ mod ktransfer_reload_faults;
 mod ktransfer_sessions;
 /// ktransfer: stopped, or a module removed, while a push is on the wire.
 mod ktransfer_stops;
+/// ktransfer: topics that cannot be read are named in `/readyz`.
+mod ktransfer_unread;
 /// ktransfer: what one key or one push can hold up.
 mod ktransfer_window;
 /// All daemons: alerts, dashboard and metrics in a real Prometheus.

@@ -26,12 +26,15 @@ pub(super) struct MemoryReader {
     /// The owner knows the id of the topic.
     is_id_reported: bool,
     is_paused: bool,
+    /// The last read reported an error.
+    has_failed: bool,
 }
 
 impl Fetcher for MemoryFetcher {
     fn assign_known(&mut self, partition: &TopicPartition, offset: Offset, log: LogIdentity) {
         let is_id_reported = log.topic_id.is_some();
-        self.assigned.insert(partition.clone(), MemoryReader { next: offset, log, is_id_reported, is_paused: false });
+        let reader = MemoryReader { next: offset, log, is_id_reported, is_paused: false, has_failed: false };
+        self.assigned.insert(partition.clone(), reader);
     }
 
     fn revoke(&mut self, partition: &TopicPartition) {
@@ -78,6 +81,9 @@ impl MemoryFetcher {
                 (Some(reason), _) => reason,
                 (None, None) => "it does not exist".to_owned(),
                 (None, Some(log)) => {
+                    if std::mem::take(&mut reader.has_failed) {
+                        events.push(FetchEvent::Recovered { partition: partition.clone() });
+                    }
                     let found = reader.read(&partition, topic_id, log, left);
                     left -= found.iter().map(message_count).sum::<usize>();
                     if found.iter().any(ends_reading) {
@@ -87,6 +93,7 @@ impl MemoryFetcher {
                     continue;
                 }
             };
+            reader.has_failed = true;
             events.push(FetchEvent::PartitionError { partition, reason });
         }
         events

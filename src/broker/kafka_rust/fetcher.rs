@@ -99,6 +99,19 @@ impl KafkaRustFetcher {
         share.clamp(MIN_FIRST_BYTES, MAX_FIRST_BYTES)
     }
 
+    fn report_partition(&mut self, partition: TopicPartition, reason: String) {
+        self.readers.get_mut(&partition).into_iter().for_each(|reader| reader.has_failed = true);
+        self.report(FetchEvent::PartitionError { partition, reason });
+    }
+
+    /// Reports that a partition is read again, if an error of it was reported.
+    fn report_success(&mut self, partition: &TopicPartition) {
+        if self.readers.get_mut(partition).is_some_and(|reader| std::mem::take(&mut reader.has_failed)) {
+            // Not limited: at most one for each error that was reported.
+            self.pending_errors.push_back(FetchEvent::Recovered { partition: partition.clone() });
+        }
+    }
+
     fn take_ready(&mut self, max: usize) -> Vec<Message> {
         self.poll_number += 1;
         take_in_turn(self.readers.values_mut(), self.poll_number, max)
@@ -227,7 +240,7 @@ impl KafkaRustFetcher {
         }
         for partition in leaderless {
             let reason = "it does not exist or has no leader".to_owned();
-            self.report(FetchEvent::PartitionError { partition, reason });
+            self.report_partition(partition, reason);
         }
     }
 
@@ -291,6 +304,7 @@ impl KafkaRustFetcher {
             match outcome {
                 Some(Ok((log_end, messages))) => {
                     reader.take_messages(request, was_alone, log_end, messages, max_message_bytes);
+                    self.report_success(&request.partition);
                 }
                 Some(Err(PartitionError::Code(KafkaCode::OffsetOutOfRange))) => self.offset_out_of_range(request),
                 Some(Err(error)) => {
@@ -303,7 +317,7 @@ impl KafkaRustFetcher {
                         PartitionError::Code(code) => format!("{code:?}"),
                         PartitionError::Other(reason) => reason,
                     };
-                    self.report(FetchEvent::PartitionError { partition: request.partition.clone(), reason });
+                    self.report_partition(request.partition.clone(), reason);
                 }
                 // The crate leaves out a partition that has no leader in the crate's metadata.
                 None => {
@@ -324,7 +338,7 @@ impl KafkaRustFetcher {
             reader.not_before = Instant::now() + UNREADABLE_PAUSE;
             error!("{} offset {}: the message cannot be decoded, retrying: {reason}", one.partition, one.offset);
             let reason = format!("offset {} cannot be decoded (compressed with lz4 or zstd?): {reason}", one.offset);
-            return self.report(FetchEvent::PartitionError { partition: one.partition.clone(), reason });
+            return self.report_partition(one.partition.clone(), reason);
         }
         for request in &requests {
             if let Some(reader) = self.reader_of(request) {
@@ -362,7 +376,7 @@ impl KafkaRustFetcher {
                 if let Err(error) = outcome {
                     let reason =
                         format!("cannot get the oldest and newest offsets of the partition: {}", error.in_words());
-                    self.report(FetchEvent::PartitionError { partition, reason });
+                    self.report_partition(partition, reason);
                 }
             }
         }
@@ -398,9 +412,9 @@ impl Fetcher for KafkaRustFetcher {
     fn revoke(&mut self, partition: &TopicPartition) {
         self.readers.remove(partition);
         self.pending_errors.retain(|error| match error {
-            FetchEvent::OffsetGone { partition: of, .. } | FetchEvent::PartitionError { partition: of, .. } => {
-                of != partition
-            }
+            FetchEvent::OffsetGone { partition: of, .. }
+            | FetchEvent::PartitionError { partition: of, .. }
+            | FetchEvent::Recovered { partition: of } => of != partition,
             _ => true,
         });
     }

@@ -270,6 +270,7 @@ mod tests {
             client_id: "t".into(),
             request_timeout: wait,
             settings: Default::default(),
+            requests: Default::default(),
         }
     }
 

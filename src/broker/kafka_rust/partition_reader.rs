@@ -42,6 +42,8 @@ pub(super) struct PartitionReader {
     /// Bytes to request after empty responses; 0 means the default of the fetcher.
     pub(super) max_bytes: usize,
     pub(super) empty_responses: u32,
+    /// An error was reported, and no request has succeeded since.
+    pub(super) has_failed: bool,
 }
 
 impl PartitionReader {
@@ -60,6 +62,7 @@ impl PartitionReader {
             not_before: Instant::now(),
             max_bytes: 0,
             empty_responses: 0,
+            has_failed: false,
         }
     }
 

@@ -187,6 +187,7 @@ mod tests {
             client_id: "t".into(),
             request_timeout: Duration::from_secs(5),
             settings: Default::default(),
+            requests: Default::default(),
         };
         let mut client_under_test = GuardedClient::new(&config, "t", Stop::new());
         let (decision, records) = (Arc::<SendDecision>::default(), Arc::new(vec![(None, Some(b"v".to_vec()))]));

@@ -80,6 +80,7 @@ fn connection(broker: &BrokerConfig, max_response_bytes: usize) -> Result<Connec
             _ => AddressFamily::Any,
         },
         reconnect_backoff: backoff(settings, "reconnect.backoff"),
+        requests: broker.requests.clone(),
     })
 }
 

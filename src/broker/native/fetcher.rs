@@ -119,6 +119,7 @@ fn seam_event(event: fetch::FetchEvent, limits: HeaderLimits) -> FetchEvent {
             let reason = format!("{reason} (at offset {offset})");
             FetchEvent::PartitionError { partition: seam_partition(&partition), reason }
         }
+        fetch::FetchEvent::Recovered { partition } => FetchEvent::Recovered { partition: seam_partition(&partition) },
         fetch::FetchEvent::Unreachable { reason, is_total: true } => FetchEvent::Unreachable { reason },
         fetch::FetchEvent::Unreachable { reason, is_total: false } => FetchEvent::BrokerUnreachable { reason },
     }
@@ -170,6 +171,7 @@ mod tests {
             client_id: "test".to_owned(),
             request_timeout: Duration::from_millis(50),
             settings: Default::default(),
+            requests: Default::default(),
         };
         let config =
             FetcherConfig { prefetch_bytes: 1 << 20, max_message_bytes: 1 << 10, headers: HeaderLimits::default() };

@@ -1,6 +1,7 @@
 //! Turns the bytes of a client into requests for the handler: parsing, admission, memory budget, refusals.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::Reader;
 use super::clients::OnComplete;
@@ -21,6 +22,8 @@ use crate::panics::{self, caught};
 const MAX_DISCARDED_BODY_BYTES: usize = 64 * 1024;
 /// Number of pipelined requests of one connection that are answered before other connections are served.
 const MAX_REQUESTS_PER_TURN: usize = 32;
+/// Duration after which other connections are served. Most requests take microseconds, `/metrics` milliseconds.
+const MAX_TURN: Duration = Duration::from_millis(1);
 
 const TOO_MANY_BYTES: Refusal =
     Refusal::over_limit("in_flight_bytes", 503, "too many request bytes in flight, retry later");
@@ -52,7 +55,7 @@ impl Reader {
     /// the connection's turn ends; the remaining bytes are kept in `pending`. Returns whether the caller must call
     /// `apply_phase`.
     pub(super) fn parse(&mut self, index: usize, mut input: &[u8]) -> bool {
-        let mut requests = 0;
+        let (mut requests, mut turn_began) = (0, None);
         loop {
             let now = self.now;
             let client = self.client(index);
@@ -94,7 +97,11 @@ impl Reader {
                     requests += 1;
                     let phase = self.hand_over(index, !input.is_empty());
                     let is_answered = phase == Phase::Reading;
-                    let turn_is_over = requests == MAX_REQUESTS_PER_TURN && !input.is_empty();
+                    let turn_is_over = !input.is_empty() && {
+                        let now = Instant::now();
+                        let turn_began = *turn_began.get_or_insert(now);
+                        requests == MAX_REQUESTS_PER_TURN || now.duration_since(turn_began) >= MAX_TURN
+                    };
                     if !is_answered || turn_is_over {
                         let client = self.client(index);
                         client.pending = input.to_vec();

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fixture::{Echo, PATIENCE, answer, post, start, whole_answer};
+use crate::http::acceptor::Acceptor;
 use crate::http::inbox::{Inbox, InboxMessage};
+use crate::http::poller::Poller;
 use crate::http::reader::Reader;
 use crate::http::{Response, ServerLimits, ServerMetrics};
 use crate::metrics::Registry;
@@ -126,4 +128,31 @@ fn a_connection_that_arrives_during_a_drain_is_closed() {
     inbox.control.end();
     inbox.wake();
     assert_eq!(group.join(PATIENCE), Ended::Stopped);
+}
+
+#[test]
+fn all_connections_that_wait_to_be_accepted_when_the_server_stops_are_accepted() {
+    let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
+    let control = Arc::clone(&inbox.control);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    // The backlog of the standard library.
+    let clients: Vec<_> = (0..128).map(|_| TcpStream::connect(listener.local_addr().unwrap()).unwrap()).collect();
+    let acceptor = Acceptor {
+        listener,
+        poller: Arc::new(Poller::new().unwrap()),
+        control: Arc::clone(&control),
+        readers: vec![inbox],
+        next_reader: 0,
+        max_connections: 1_000,
+        max_connections_per_ip: None,
+        has_tls: false,
+        handler: Arc::<Echo>::default(),
+        metrics: ServerMetrics::new(&Registry::new()).of("http"),
+        last_warning: None,
+    };
+    control.stop_accepting();
+    control.end();
+    acceptor.run();
+    assert_eq!(control.wait_until_closed(Duration::ZERO), clients.len());
 }

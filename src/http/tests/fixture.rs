@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(super) fn shared_page() -> &'static SharedBytes {
 pub(in crate::http) struct Echo {
     pub(in crate::http) kept: Mutex<VecDeque<(Request, Reply)>>,
     arrived: Condvar,
+    /// Number of requests for `/slow` that were handled.
+    slow: AtomicUsize,
     /// A message on this channel unblocks the reader that a request for `/block` blocks.
     pub(super) unblock: (mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>),
 }
@@ -35,7 +38,12 @@ pub(in crate::http) struct Echo {
 impl Default for Echo {
     fn default() -> Self {
         let (sender, receiver) = mpsc::sync_channel(1);
-        Echo { kept: Mutex::default(), arrived: Condvar::new(), unblock: (sender, Mutex::new(receiver)) }
+        Echo {
+            kept: Mutex::default(),
+            arrived: Condvar::new(),
+            slow: AtomicUsize::new(0),
+            unblock: (sender, Mutex::new(receiver)),
+        }
     }
 }
 
@@ -89,6 +97,12 @@ impl Echo {
                 // handler must not block.
                 let _ = self.unblock.1.lock().unwrap().recv_timeout(PATIENCE);
             }
+            "/slow" => {
+                std::thread::sleep(Duration::from_millis(2));
+                self.slow.fetch_add(1, Ordering::SeqCst);
+                reply.send(Response::text(200, request.body));
+            }
+            "/count-slow" => reply.send(Response::text(200, self.slow.load(Ordering::SeqCst).to_string())),
             "/forget" => drop(reply),
             "/large" => reply.send(Response::text(200, vec![b'x'; 32 << 20])),
             "/shared" => reply.send(Response::new(200, "", shared_page().clone())),

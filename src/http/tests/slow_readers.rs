@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::fixture::{Fixture, PATIENCE, answer, post, shared_page, start, whole_answer};
 use crate::http::connection::{Connection, Phase};
+use crate::http::encode::EncodeOptions;
 use crate::http::inbox::Inbox;
 use crate::http::unsent::AnswerLease;
-use crate::http::{ByteBudget, Response, WriteLimits};
+use crate::http::{Body, ByteBudget, Response, SharedBytes, WriteLimits};
 
 const LARGE_BYTES: usize = 32 << 20;
 
@@ -85,26 +86,28 @@ fn a_response_that_takes_too_long_is_cut_off_although_the_client_reads() {
     fixture.end();
 }
 
-#[test]
-fn each_byte_that_the_client_takes_postpones_the_deadline() {
+/// Returns a client and its connection, without a reader.
+fn connection() -> (TcpStream, Connection) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (socket, peer) = listener.accept().unwrap();
     socket.set_nonblocking(true).unwrap();
     let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
     let connection = Connection::new(socket, peer, 7, inbox, Instant::now(), None, AnswerLease::default());
     connection.begin_hand_over();
+    (client, connection)
+}
+
+fn answer_with(connection: &Connection, body: Body) {
+    let options = EncodeOptions { head_only: false, keep_alive: true, is_http10: false, keep_alive_seconds: 0 };
+    connection.answer(Response::text(200, body), Vec::new(), options);
+}
+
+#[test]
+fn each_byte_that_the_client_takes_postpones_the_deadline() {
+    let (mut client, connection) = connection();
     let limits = WriteLimits::with_timeout(Duration::ZERO);
-    connection.answer(
-        Response::text(200, vec![b'x'; LARGE_BYTES]),
-        Vec::new(),
-        crate::http::encode::EncodeOptions {
-            head_only: false,
-            keep_alive: true,
-            is_http10: false,
-            keep_alive_seconds: 0,
-        },
-    );
+    answer_with(&connection, vec![b'x'; LARGE_BYTES].into());
     assert_eq!(connection.phase().0, Phase::Writing);
     let mut before = connection.write_deadline(&limits);
     let mut renewals = 0;
@@ -138,6 +141,23 @@ fn slow_readers_of_one_page_share_its_memory_and_get_all_of_it() {
     }
     wait_until("the page is released", || shared_page().references() == 1);
     fixture.end();
+}
+
+#[test]
+fn a_page_that_is_withdrawn_is_released_although_its_client_has_not_read_it() {
+    let page = SharedBytes::from(vec![b'x'; LARGE_BYTES]);
+    let (watch, unread) = (page.watch(), page.watch());
+    let (mut client, connection) = connection();
+    answer_with(&connection, page.into());
+    assert_eq!((connection.phase().0, watch.held_bytes()), (Phase::Writing, LARGE_BYTES));
+    let mut chunk = vec![0; 1 << 20];
+    client.read_exact(&mut chunk).unwrap();
+    connection.flush();
+    assert_eq!((connection.phase().0, watch.held_bytes()), (Phase::Writing, LARGE_BYTES), "it is read");
+    unread.withdraw();
+    client.read_exact(&mut chunk).unwrap();
+    connection.flush();
+    assert_eq!((connection.phase().0, watch.held_bytes()), (Phase::Broken, 0));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! SASL on a channel: SaslHandshake, then the messages of the mechanism (KIP-43, KIP-152), also on a connection that is
 //! in use (re-authentication, KIP-368).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
@@ -31,14 +32,14 @@ pub(super) struct Authenticator {
 #[derive(Debug)]
 enum Credentials {
     Fixed(SaslConfig),
-    Token(TokenCache),
+    Token(Arc<TokenCache>),
 }
 
 impl Authenticator {
     pub(super) fn new(config: &SaslConfig, resolver: &Resolver) -> Result<Self, String> {
         let credentials = match config {
             SaslConfig::OauthBearer(TokenSource::Oidc(oidc)) => {
-                Credentials::Token(TokenCache::new(oidc.clone(), resolver.clone())?)
+                Credentials::Token(Arc::new(TokenCache::new(oidc.clone(), resolver.clone())?))
             }
             fixed => Credentials::Fixed(fixed.clone()),
         };

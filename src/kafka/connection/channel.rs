@@ -183,6 +183,7 @@ impl Channel {
             self.error(kind, format!("the request could not be sent: {}", failure.cause))
         })?;
         self.is_broken = false;
+        self.config.requests.count();
         self.in_flight += 1;
         self.last_used = Instant::now();
         Ok(())

@@ -87,6 +87,12 @@ pub enum FetchEvent {
         /// The cause, as an error text.
         reason: String,
     },
+    /// A partition with a reported [`PartitionError`](Self::PartitionError) is read again. Also returned if there is no
+    /// message to read.
+    Recovered {
+        /// The partition.
+        partition: TopicPartition,
+    },
     /// A broker, or no broker at all, can be reached; the fetcher retries with back-off. Reported again at most once a
     /// second while it lasts.
     Unreachable {
@@ -107,7 +113,8 @@ impl FetchEvent {
             | FetchEvent::OffsetOutOfRange { partition, .. }
             | FetchEvent::Truncated { partition, .. }
             | FetchEvent::Recreated { partition, .. }
-            | FetchEvent::PartitionError { partition, .. } => Some(partition),
+            | FetchEvent::PartitionError { partition, .. }
+            | FetchEvent::Recovered { partition } => Some(partition),
             FetchEvent::Unreachable { .. } => None,
         }
     }

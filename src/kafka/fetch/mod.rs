@@ -53,11 +53,11 @@ pub struct FetchConfig {
 }
 
 impl FetchConfig {
-    /// Returns the limit of the decompressed bytes of one batch, and of the memory of its messages: 32 MiB, or eight
-    /// largest messages if that is more. Producers limit batches by their compressed size, 1 MiB by default, and JSON
-    /// text commonly shrinks to a tenth. A partition with a larger batch fails with an error until it is assigned
-    /// behind it.
+    /// Returns the limit of the decompressed bytes of one batch, and of the memory of its messages: 32 MiB, or two
+    /// largest messages if that is more. While a batch is decoded, both are in memory. Producers limit batches by their
+    /// compressed size, 1 MiB by default, and JSON text commonly shrinks to a tenth. A partition with a larger batch
+    /// fails with an error until it is assigned behind it.
     pub fn max_batch_bytes(&self) -> usize {
-        self.max_message_bytes.saturating_mul(8).clamp(32 << 20, 1 << 30)
+        self.max_message_bytes.saturating_mul(2).clamp(32 << 20, 1 << 30)
     }
 }

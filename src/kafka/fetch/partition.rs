@@ -17,6 +17,10 @@ use crate::kafka::metadata::{BrokerId, TopicId};
 /// Pauses before a partition that failed is requested again. A new leader ends the pause.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses before data that failed twice is requested again: it is not damaged on the way, so only a deletion or a
+/// repair of the log helps, and to decode it may take seconds of the broker's thread.
+const MIN_LASTING_PAUSE: Duration = Duration::from_secs(1);
+const MAX_LASTING_PAUSE: Duration = Duration::from_secs(60);
 /// Shortest time between two reports of an error that lasts.
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Errors that a new leader resolves are reported only if they last for longer than this.
@@ -74,8 +78,14 @@ pub(super) struct PartitionReader {
     /// The partition is not requested before this time.
     pub(super) not_before: Instant,
     backoff: Backoff,
+    /// Offset and checksum of the data that could not be decoded at last.
+    undecodable: Option<(i64, u32)>,
+    /// The pauses while the same data is returned.
+    lasting_backoff: Backoff,
     failing_since: Option<Instant>,
     reported_at: Option<Instant>,
+    /// A reported error has ended, and the owner does not know yet.
+    pub(super) has_recovered: bool,
     ready: VecDeque<FetchedSet>,
     pub(super) ready_bytes: usize,
     /// Whether the partition is in the queue of partitions with output.
@@ -123,8 +133,11 @@ impl PartitionReader {
             in_flight: None,
             not_before: now,
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
+            undecodable: None,
+            lasting_backoff: Backoff::new(MIN_LASTING_PAUSE, MAX_LASTING_PAUSE),
             failing_since: None,
             reported_at: None,
+            has_recovered: false,
             ready: VecDeque::new(),
             ready_bytes: 0,
             is_queued: false,
@@ -179,6 +192,7 @@ impl PartitionReader {
     pub(super) fn succeeded(&mut self) {
         self.backoff.reset();
         self.phase = Phase::Reading;
+        self.has_recovered |= self.reported_at.is_some();
         (self.failing_since, self.reported_at) = (None, None);
         (self.is_leader_in_doubt, self.is_missing) = (false, false);
     }
@@ -203,6 +217,21 @@ impl PartitionReader {
         self.report(reason, grace, now)
     }
 
+    /// The data at the position cannot be decoded. `checksum` is that of the data: where it was not damaged on the way,
+    /// it is the same in the next response, and the pauses are long.
+    pub(super) fn failed_to_decode(&mut self, reason: String, checksum: u32, now: Instant) -> Option<FetchEvent> {
+        let data = Some((self.next, checksum));
+        if self.undecodable == data {
+            let pause = self.lasting_backoff.next();
+            let event = self.failed(reason, Duration::ZERO, now);
+            self.not_before = now + pause;
+            return event;
+        }
+        self.undecodable = data;
+        self.lasting_backoff.reset();
+        self.failed(reason, Duration::ZERO, now)
+    }
+
     /// Like [`failed`](Self::failed), without a pause.
     pub(super) fn report(&mut self, reason: String, grace: Duration, now: Instant) -> Option<FetchEvent> {
         let failing_since = *self.failing_since.get_or_insert(now);
@@ -210,7 +239,7 @@ impl PartitionReader {
         if self.is_stopped || !is_due || now < failing_since + grace {
             return None;
         }
-        self.reported_at = Some(now);
+        (self.reported_at, self.has_recovered) = (Some(now), false);
         Some(FetchEvent::PartitionError { partition: self.name.clone(), offset: self.next, reason })
     }
 
@@ -284,7 +313,7 @@ impl PartitionReader {
     /// Whether [`take`](Self::take) returns something.
     pub(super) fn has_output(&self) -> bool {
         let has_event = if self.ready.is_empty() { self.stopped.is_some() } else { !self.is_paused };
-        has_event || self.new_id().is_some()
+        has_event || self.has_recovered || self.new_id().is_some()
     }
 
     /// Returns the confirmed id of the topic if it was not reported.
@@ -297,6 +326,9 @@ impl PartitionReader {
         if let Some(topic_id) = self.new_id() {
             self.is_id_reported = true;
             return Some(FetchEvent::TopicId { partition: self.name.clone(), topic_id });
+        }
+        if std::mem::take(&mut self.has_recovered) {
+            return Some(FetchEvent::Recovered { partition: self.name.clone() });
         }
         if !self.has_output() {
             return None;

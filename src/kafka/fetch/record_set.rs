@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 
 use crate::kafka::compression::CompressionError;
-use crate::kafka::records::{BatchInfo, Entries, OpenedEntry, ReadHeaders, ReadRecord, RecordError};
+use crate::kafka::records::{BatchInfo, Entries, Entry, OpenedEntry, ReadHeaders, ReadRecord, RecordError};
 
 /// Decoded messages of one partition.
 #[derive(Default)]
@@ -51,6 +51,8 @@ pub struct MessageView<'a> {
 pub const MESSAGE_OVERHEAD_BYTES: usize = size_of::<Record>();
 /// A set has at most about this many bytes and one batch more: positions in a set have 32 bits.
 const MAX_SET_BYTES: usize = 1 << 30;
+/// Bytes of an entry up to its message format. An entry with a wrong length is recognized by them.
+const MIN_ENTRY_BYTES: usize = 17;
 
 impl RecordSet {
     /// Returns the number of messages.
@@ -148,6 +150,8 @@ pub struct Unpacked {
     pub consumed_bytes: usize,
     /// Why the entry at `next_offset` could not be decoded.
     pub error: Option<RecordError>,
+    /// CRC-32C of that entry: the same bytes fail again.
+    pub error_checksum: u32,
 }
 
 /// Decodes record data from `offset` on. `aborted` is the list of aborted transactions of the response (producer id and
@@ -160,6 +164,7 @@ pub fn unpack(data: &[u8], offset: i64, aborted: &[(i64, i64)], limits: UnpackLi
         if unpacked.consumed_bytes > 0 && unpacked.set.total_cost() >= limits.stop_bytes.min(MAX_SET_BYTES) {
             break;
         }
+        let size = entry.as_ref().map_or(MIN_ENTRY_BYTES, Entry::len);
         let taken = entry.and_then(|entry| {
             let opened = entry.open()?;
             let info = opened.info();
@@ -177,6 +182,8 @@ pub fn unpack(data: &[u8], offset: i64, aborted: &[(i64, i64)], limits: UnpackLi
             }
             Err(cause) => {
                 unpacked.error = Some(cause);
+                let rest = &data[unpacked.consumed_bytes..];
+                unpacked.error_checksum = crc32c::crc32c(&rest[..size.min(rest.len())]);
                 break;
             }
         }

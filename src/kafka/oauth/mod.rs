@@ -1,15 +1,19 @@
 //! Access tokens of the client credentials grant (RFC 6749 section 4.4), cached and shared by the connections of a
 //! client.
 //!
-//! Invariants: one thread at a time requests a token; a request is bounded by the deadline of its caller, and its
-//! response by [`MAX_RESPONSE_BYTES`]. Error texts name the endpoint and never contain the secret or a token.
+//! While the cached token is valid, a new one is requested on a thread of its own, so that a slow endpoint delays no
+//! connection.
+//!
+//! Invariants: one thread at a time requests a token; a request is bounded by [`REQUEST_TIMEOUT`], without a valid
+//! token also by the deadline of its caller, and its response by [`MAX_RESPONSE_BYTES`]. Error texts name the endpoint
+//! and never contain the secret or a token.
 
 mod response;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
@@ -22,6 +26,7 @@ use super::resolve::Resolver;
 use super::socket::Disconnect;
 use crate::locks::{lock, wait_timeout};
 use crate::panics;
+use crate::supervise::spawn_expendable;
 use crate::tls_client::TlsClient;
 use response::{explain_refusal, parse};
 use transport::{EndpointConnector, EndpointResolver};
@@ -31,6 +36,10 @@ const MAX_RESPONSE_BYTES: u64 = 256 * 1024;
 /// A token is replaced after this part of its lifetime, in percent: before the connections that were authenticated with
 /// it authenticate again, which is after 80 % of the lifetime that was left at most.
 const REFRESH_PERCENT: u32 = 75;
+/// Limit on the duration of a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A caller waits this long for the replacement of a token that is still valid.
+const REPLACEMENT_WAIT: Duration = Duration::from_millis(500);
 /// After a failed request the failure is returned without another request for this long.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -64,6 +73,13 @@ struct Token {
     value: String,
     refresh_at: Instant,
     expires_at: Instant,
+}
+
+impl State {
+    /// Returns the token if it has not expired.
+    fn valid(&self, now: Instant) -> Option<&Token> {
+        self.token.as_ref().filter(|token| now < token.expires_at)
+    }
 }
 
 impl std::fmt::Debug for TokenCache {
@@ -104,12 +120,12 @@ impl TokenCache {
         &self.config.extensions
     }
 
-    /// Returns a valid token, from the cache if it has one. `disconnect` ends a request for a token.
-    pub(super) fn token(&self, deadline: Instant, disconnect: &Disconnect) -> Result<String, TokenFailure> {
+    /// Returns a valid token, from the cache if it has one. `disconnect` ends a request that this call must wait for.
+    pub(super) fn token(self: &Arc<Self>, deadline: Instant, disconnect: &Disconnect) -> Result<String, TokenFailure> {
         let mut state = lock(&self.state);
         loop {
             let now = Instant::now();
-            let valid = state.token.as_ref().filter(|token| now < token.expires_at);
+            let valid = state.valid(now);
             if let Some(token) = valid
                 && (now < token.refresh_at || state.is_requesting)
             {
@@ -120,7 +136,13 @@ impl TokenCache {
                 return valid.map(|token| token.value.clone()).ok_or_else(|| failure.clone());
             }
             if !state.is_requesting {
-                break;
+                let value = valid.map(|token| token.value.clone());
+                state.is_requesting = true;
+                drop(state);
+                return match value {
+                    Some(value) => Ok(self.replaced(value, deadline)),
+                    None => self.renew(deadline.min(now + REQUEST_TIMEOUT), disconnect),
+                };
             }
             let left = deadline.saturating_duration_since(now);
             if left.is_zero() {
@@ -129,10 +151,39 @@ impl TokenCache {
             }
             state = wait_timeout(&self.changed, state, left);
         }
-        state.is_requesting = true;
-        drop(state);
+    }
+
+    /// Requests a token on another thread. Returns it if it arrives soon, or else `value`, which is valid.
+    fn replaced(self: &Arc<Self>, value: String, deadline: Instant) -> String {
+        let cache = Arc::clone(self);
+        let request = move || {
+            // The failure is in the cache.
+            let _ = cache.renew(Instant::now() + REQUEST_TIMEOUT, &Disconnect::new());
+        };
+        if let Err(cause) = spawn_expendable("kafka-token", request) {
+            let reason = self.failed(&format!("a thread could not be started: {cause}"));
+            let _ = self.finish(Err(TokenFailure { reason, is_refusal: false }));
+        }
+        let until = deadline.min(Instant::now() + REPLACEMENT_WAIT);
+        let mut state = lock(&self.state);
+        loop {
+            let now = Instant::now();
+            if !state.is_requesting || now >= until {
+                return state.valid(now).map_or(value, |token| token.value.clone());
+            }
+            state = wait_timeout(&self.changed, state, until - now);
+        }
+    }
+
+    /// Requests a token and stores the outcome. The caller has set `is_requesting`.
+    fn renew(&self, deadline: Instant, disconnect: &Disconnect) -> Result<String, TokenFailure> {
         let outcome = panics::catch(|| self.request(deadline, disconnect))
             .unwrap_or_else(|panic| Err(TokenFailure { reason: self.failed(&panic), is_refusal: false }));
+        self.finish(outcome)
+    }
+
+    /// Stores the outcome of a request, and returns the token that is valid now.
+    fn finish(&self, outcome: Result<Token, TokenFailure>) -> Result<String, TokenFailure> {
         let mut state = lock(&self.state);
         state.is_requesting = false;
         self.changed.notify_all();
@@ -146,8 +197,7 @@ impl TokenCache {
             Err(failure) => {
                 let now = Instant::now();
                 state.failure = Some((failure.clone(), now));
-                let valid = state.token.as_ref().filter(|token| now < token.expires_at);
-                valid.map(|token| token.value.clone()).ok_or(failure)
+                state.valid(now).map(|token| token.value.clone()).ok_or(failure)
             }
         }
     }

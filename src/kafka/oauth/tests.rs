@@ -20,11 +20,19 @@ fn config(token_url: String) -> OidcConfig {
     }
 }
 
-fn cache(address: &BrokerAddress) -> TokenCache {
-    TokenCache::new(config(format!("http://{address}/oauth/token?x=1")), Resolver::new()).unwrap()
+fn cache(address: &BrokerAddress) -> Arc<TokenCache> {
+    Arc::new(TokenCache::new(config(format!("http://{address}/oauth/token?x=1")), Resolver::new()).unwrap())
 }
 
-fn token(cache: &TokenCache) -> Result<String, TokenFailure> {
+/// Waits until no request is in progress.
+fn wait_for_request(cache: &TokenCache) {
+    let mut state = lock(&cache.state);
+    while state.is_requesting {
+        state = wait_timeout(&cache.changed, state, PATIENCE);
+    }
+}
+
+fn token(cache: &Arc<TokenCache>) -> Result<String, TokenFailure> {
     cache.token(later(), &Disconnect::new())
 }
 
@@ -92,9 +100,12 @@ fn a_token_is_replaced_in_time_and_kept_if_that_fails() {
         // It is time to replace the token, which fails; it has not expired.
         change(&|state| state.token.as_mut().unwrap().refresh_at = Instant::now());
         assert_eq!(token(&cache).unwrap(), "tok");
+        wait_for_request(&cache);
         assert_eq!(token(&cache).unwrap(), "tok", "the failure is not repeated at once");
         assert_eq!(count.load(Ordering::SeqCst), 2);
         change(&|state| state.failure = None);
+        token(&cache).unwrap();
+        wait_for_request(&cache);
         assert_eq!(token(&cache).unwrap(), "new");
         // An expired token is not used.
         change(&|state| {
@@ -153,6 +164,28 @@ fn an_endpoint_that_is_silent_or_slow_costs_the_time_until_the_deadline() {
 }
 
 #[test]
+fn a_silent_endpoint_does_not_delay_a_caller_while_the_token_is_valid() {
+    let (count, mut silent) = (AtomicUsize::new(0), Vec::new());
+    let serve = |mut socket: TcpStream| {
+        read_http(&mut socket);
+        match count.fetch_add(1, Ordering::SeqCst) {
+            0 => answer_http(&mut socket, "200 OK", GOOD),
+            _ => silent.push(socket),
+        }
+    };
+    with_server(serve, |address| {
+        let cache = cache(address);
+        assert_eq!(token(&cache).unwrap(), "tok");
+        lock(&cache.state).token.as_mut().unwrap().refresh_at = Instant::now();
+        // The first call requests a new token; the others find that request in progress.
+        for _ in 0..3 {
+            assert_eq!(token(&cache).unwrap(), "tok");
+            assert!(lock(&cache.state).is_requesting, "the calls do not wait for the response");
+        }
+    });
+}
+
+#[test]
 fn a_disconnect_ends_the_request_and_a_waiting_caller_keeps_its_deadline() {
     let serve = |mut socket: TcpStream| drain(&mut socket);
     with_server(serve, |address| {
@@ -191,7 +224,7 @@ fn an_https_endpoint_is_verified() {
         with_server(serve, |address| {
             let roots = TrustRoots::Pem(std::fs::read(&trusted.own.certificate).unwrap());
             let config = OidcConfig { roots, ..config(format!("https://localhost:{}/token", address.port)) };
-            let cache = TokenCache::new(config, Resolver::new()).unwrap();
+            let cache = Arc::new(TokenCache::new(config, Resolver::new()).unwrap());
             match (token(&cache), expected) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected),
                 (Err(failure), Err(text)) => {

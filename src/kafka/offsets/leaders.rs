@@ -34,11 +34,11 @@ struct CachedTopic {
 
 impl Leaders {
     /// Keeps what a metadata response said about a topic.
-    pub(super) fn insert(&mut self, topic: TopicMetadata, received: Instant) {
-        let partitions = topic.partitions.into_iter();
+    pub(super) fn insert(&mut self, topic: &TopicMetadata, received: Instant) {
+        let partitions = topic.partitions.iter();
         let partitions = partitions.map(|partition| (partition.partition, (partition.leader, partition.leader_epoch)));
         let cached = CachedTopic { received, error_code: topic.error_code, partitions: partitions.collect() };
-        self.topics.insert(topic.name, cached);
+        self.topics.insert(Arc::clone(&topic.name), cached);
     }
 
     /// Returns the leader of a partition and its epoch.
@@ -93,7 +93,7 @@ impl<T> Router<i32, T> for LeaderRouter<'_> {
                     // What the broker does not return must not be taken from an older response.
                     self.leaders.topics.retain(|name, _| names.binary_search(name).is_err());
                     let received = Instant::now();
-                    response.topics.into_iter().for_each(|topic| self.leaders.insert(topic, received));
+                    response.topics.iter().for_each(|topic| self.leaders.insert(topic, received));
                 }
                 Err(cause) => failure = Some(OffsetError::from(cause)),
             }

@@ -52,7 +52,7 @@ impl OffsetReader {
         let mut found = HashMap::new();
         for mut topic in response.topics {
             topic.partitions.sort_unstable_by_key(|partition| partition.partition);
-            self.leaders.insert(topic.clone(), now);
+            self.leaders.insert(&topic, now);
             found.insert(Arc::clone(&topic.name), topic);
         }
         let result = |name: &Arc<str>| match found.get(name) {

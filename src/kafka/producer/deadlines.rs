@@ -1,5 +1,5 @@
 //! The thread that watches the time: it ends each message at its deadline, whatever the senders wait for, and watches
-//! for brokers that do not answer.
+//! for brokers that do not answer. It also starts the senders whose threads could not be started before.
 
 use std::sync::Arc;
 use std::thread;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::level::Level;
 use super::message::ProducerMessage;
+use super::sender_handle::due_starts;
 use super::shared::Shared;
 
 /// Deadlines that are as close to each other are handled at the same time, so that a message may end later by this.
@@ -23,20 +24,23 @@ impl<M: ProducerMessage> Shared<M> {
     }
 
     /// Does what is due in a level; returns when to look again.
-    fn look(self: &Arc<Self>, level: &Level<M>) -> Instant {
+    fn look(self: &Arc<Self>, level: &Arc<Level<M>>) -> Instant {
         let ending = self.ending();
         let now = Instant::now();
         let mut state = level.lock();
         let expired = state.expire(now);
         let (doubtful, check_at) = state.check_senders(now);
-        let next = [state.gather.next_deadline(), check_at].into_iter().flatten();
+        let (startable, start_at) = due_starts(&mut state.senders, now);
+        let next = [state.gather.next_deadline(), check_at, start_at].into_iter().flatten();
         state.next_look = next.fold(now + self.config.timeout, Instant::min);
-        let next = state.next_look;
         drop(state);
         for broker in doubtful {
             self.doubt_leader(broker);
         }
+        for broker in startable {
+            self.start_sender(level, broker);
+        }
         ending.end_all(expired);
-        next
+        level.lock().next_look
     }
 }

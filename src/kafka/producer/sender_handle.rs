@@ -26,6 +26,8 @@ pub(super) enum Activity {
     #[default]
     Idle,
     Connecting,
+    /// The broker or the token endpoint, on a connection that is in use.
+    Authenticating,
     RequestingProducerId,
     /// The response to a Produce request, or until the socket takes the request.
     Producing,
@@ -36,6 +38,8 @@ pub(super) enum Activity {
 pub(super) struct SenderHandle {
     /// `None` until the thread runs.
     pub(super) thread: Option<Thread>,
+    /// When the thread is started, after an attempt that failed.
+    pub(super) start_at: Option<Instant>,
     /// Closes the connection of the thread; `None` without a connection.
     pub(super) disconnect: Option<Disconnect>,
     /// Cause of the latest failure; empty while the connection works.
@@ -115,11 +119,22 @@ impl SenderHandle {
         }
         match self.activity {
             Activity::Connecting => format!("there is no connection to broker {broker} yet"),
+            Activity::Authenticating => format!("the connection to broker {broker} is being authenticated again"),
             Activity::RequestingProducerId => format!("broker {broker} has not assigned a producer id"),
             Activity::Producing => format!("broker {broker} has not answered an earlier request"),
             Activity::Idle => format!("broker {broker} has not confirmed the message"),
         }
     }
+}
+
+/// Returns the brokers whose threads must be started now, and when the next one must be.
+pub(super) fn due_starts(
+    senders: &mut HashMap<BrokerId, SenderHandle>,
+    now: Instant,
+) -> (Vec<BrokerId>, Option<Instant>) {
+    let is_due = |sender: &mut SenderHandle| sender.start_at.take_if(|start_at| *start_at <= now).is_some();
+    let due = senders.iter_mut().filter_map(|(broker, sender)| is_due(sender).then_some(*broker)).collect();
+    (due, senders.values().filter_map(|sender| sender.start_at).min())
 }
 
 /// Closes the connections whose request has been in flight for too long after a change of leaders. Returns the brokers

@@ -1,4 +1,5 @@
 use super::*;
+use crate::kafka::compression::short_xxh32;
 use crate::kafka::record_batch::{BatchBuilder, ProducerState, RecordView};
 use proptest::prelude::*;
 
@@ -182,4 +183,21 @@ proptest! {
             let _ = read(&changed(good, |_| ()));
         }
     }
+}
+
+#[test]
+fn lz4_messages_of_java_clients_before_0_10_are_decoded() {
+    let set = [message(0, 0, 7, 0, Some(b"a")), message(0, 0, 8, 0, Some(b"b"))].concat();
+    let mut frame = Vec::new();
+    Codec::Lz4.compress(&set, &mut frame).unwrap();
+    // Magic number, flags and block size, then the checksum: those clients computed it over all six bytes (KAFKA-3160).
+    assert_eq!(frame[4] & 0x09, 0, "no content size, no dictionary");
+    frame[6] = (short_xxh32(&frame[..6]) >> 8) as u8;
+    let values = |magic| {
+        let read = read(&message(magic, 3, 8, 0, Some(&frame)));
+        read.map(|(records, _)| records.into_iter().map(|record| record.3.unwrap()).collect::<Vec<_>>())
+    };
+    assert_eq!(values(0).unwrap(), [b"a", b"b"]);
+    let refused = values(1).unwrap_err().to_string();
+    assert!(refused.contains("Lz4"), "{refused}");
 }

@@ -4,6 +4,7 @@
 //! The rules are those of Kafka's `GroupCoordinator`. Time passes in [`Group::tick`], which every request calls first.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -92,7 +93,6 @@ pub(super) struct Group {
     /// Member ids that were given out and have not joined yet.
     pending: Vec<String>,
     rebalance_deadline: Option<Instant>,
-    member_count: u64,
 }
 
 impl Group {
@@ -120,8 +120,9 @@ impl Group {
 
     /// Returns a new member id, which the member must join with.
     pub(super) fn new_member_id(&mut self, client_id: &str) -> String {
-        self.member_count += 1;
-        let id = format!("{client_id}-{:08}", self.member_count);
+        // A group that is recreated has no id of an earlier member.
+        static NEXT_MEMBER: AtomicU64 = AtomicU64::new(1);
+        let id = format!("{client_id}-{:08}", NEXT_MEMBER.fetch_add(1, Ordering::Relaxed));
         self.pending.push(id.clone());
         id
     }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -14,7 +14,7 @@ use super::protocol::{self, PING_XID, Request, Response, ResponseHead, SessionKe
 use crate::clock::BootTime;
 use crate::keeper::api::{Epoch, KeeperError};
 use crate::keeper::config::KeeperConfig;
-use crate::locks::lock;
+use crate::locks::{lock, wait_timeout_while};
 
 /// Limit on the calls that wait for the sender. While it is reached, callers wait, at most until their deadline.
 pub(super) const MAX_QUEUED_CALLS: usize = 256;
@@ -55,6 +55,8 @@ struct Connection {
 
 struct LinkState {
     connection: Option<Connection>,
+    /// Number of connections so far.
+    connection_count: u64,
     /// The session to continue; `None` before the first one and after the end of a session.
     session: Option<SessionKey>,
     /// Epoch of the latest session.
@@ -76,6 +78,8 @@ struct LinkState {
 pub(super) struct Link {
     pub(super) config: KeeperConfig,
     state: Mutex<LinkState>,
+    /// Notified when there is another connection, and when the keeper is closed.
+    attached: Condvar,
     calls: Sender<Call>,
 }
 
@@ -90,6 +94,7 @@ impl Link {
     pub(super) fn new(config: KeeperConfig, calls: Sender<Call>) -> Link {
         let state = LinkState {
             connection: None,
+            connection_count: 0,
             session: None,
             epoch: 0,
             last_confirmed: None,
@@ -99,7 +104,7 @@ impl Link {
             unreachable_reason: "not connected yet".into(),
             closed: false,
         };
-        Link { config, state: Mutex::new(state), calls }
+        Link { config, state: Mutex::new(state), attached: Condvar::new(), calls }
     }
 
     fn lock(&self) -> MutexGuard<'_, LinkState> {
@@ -187,6 +192,8 @@ impl Link {
         state.last_response = Some(now);
         let pending = VecDeque::new();
         state.connection = Some(Connection { stream, pending, last_sent: now, last_xid: 0 });
+        state.connection_count += 1;
+        self.attached.notify_all();
         Ok((state.epoch, is_new))
     }
 
@@ -197,6 +204,18 @@ impl Link {
         if let Some(connection) = state.connection.take() {
             let _ = connection.stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Returns the number of connections so far.
+    pub(super) fn connection_count(&self) -> u64 {
+        self.lock().connection_count
+    }
+
+    /// Waits until there has been a connection after the first `count` ones, at most for the call timeout.
+    pub(super) fn wait_for_connection_after(&self, count: u64) {
+        let timeout = self.call_timeout();
+        let is_missing = |state: &mut LinkState| state.connection_count <= count && !state.closed;
+        drop(wait_timeout_while(&self.attached, self.lock(), timeout, is_missing));
     }
 
     /// Makes one call and waits for its response until the call timeout.
@@ -348,6 +367,7 @@ impl Link {
         let (had_session, is_connected) = {
             let mut state = self.lock();
             state.closed = true;
+            self.attached.notify_all();
             state.last_confirmed = None;
             state.unreachable_reason = "closed".into();
             (state.session.take().is_some(), state.connection.is_some())

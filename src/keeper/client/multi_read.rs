@@ -1,7 +1,8 @@
 //! Reads many nodes with few requests: MultiRead, which servers know since ZooKeeper 3.6.
 //!
 //! An older server answers that it does not know the operation, and closes the connection (not the session). So the
-//! first MultiRead is sent alone, and after such an answer nodes are read one by one for [`UNKNOWN_FOR`].
+//! first MultiRead is sent alone, and after such an answer nodes are read one by one for [`UNKNOWN_FOR`], beginning
+//! with the next connection.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -58,11 +59,21 @@ impl MultiRead {
             State::Untried | State::UnknownUntil(_) => {
                 let (first, rest) = paths.split_at(paths.len().min(MAX_NODES));
                 let mut nodes = Vec::with_capacity(paths.len());
+                let connection = link.connection_count();
                 self.read_in_flight(link, first, &mut nodes);
-                if matches!(*lock(&self.state), State::UnknownUntil(_)) {
-                    return None;
+                let state = *lock(&self.state);
+                match state {
+                    State::Known => self.read_in_flight(link, rest, &mut nodes),
+                    State::UnknownUntil(until) if Instant::now() < until => {
+                        // The server closes the connection, and what is requested before it has gets no response.
+                        link.wait_for_connection_after(connection);
+                        return None;
+                    }
+                    State::Untried | State::UnknownUntil(_) => {
+                        let skipped = || Err(KeeperError::Unreachable("an earlier request got no response".into()));
+                        nodes.resize_with(paths.len(), skipped);
+                    }
                 }
-                self.read_in_flight(link, rest, &mut nodes);
                 Some(ManyNodes { nodes, cost: cost(paths) })
             }
         }

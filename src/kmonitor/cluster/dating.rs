@@ -20,9 +20,8 @@ impl Poller {
             return;
         }
         self.pause(self.kafka_pace.wait(Instant::now()), stop);
-        let before = self.log_reader.request_count;
         let firsts = self.log_reader.firsts_by_age(&wanted, ages(), clock::unix_ms());
-        self.kafka_pace.count(self.log_reader.request_count - before, Instant::now());
+        self.count_kafka();
         let taken = self.places.elapsed(now);
         let found =
             wanted.into_iter().zip(firsts).filter_map(|(at, firsts)| Some((at, Timestamps::new(taken, firsts?))));

@@ -39,6 +39,15 @@ const RECONNECT_STEP: Duration = Duration::from_millis(20);
 
 type ReadModule = Result<Option<ModuleReading>, String>;
 
+/// Which logs are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LogsOf {
+    /// Those of a slice, whose stored offsets were read just before, or cannot be read.
+    Slice,
+    /// Those of other modules. With stored offsets that were read long ago their ends make no delay.
+    Any,
+}
+
 impl Poller {
     /// Reads the modules of a source that the plan chooses, each slice with its logs right after it.
     pub(super) fn read_modules(
@@ -66,7 +75,7 @@ impl Poller {
         if budget < cost && extent == Extent::Whole {
             // The ends show which modules are at rest.
             let all: Vec<ModuleKey> = candidates.iter().map(|candidate| candidate.key.clone()).collect();
-            self.read_logs(&all, stop);
+            self.read_logs(&all, LogsOf::Any, stop);
             self.places.mark_active(&mut candidates);
         }
         let count = candidates.len();
@@ -76,13 +85,16 @@ impl Poller {
             Source::Kafka => (MAX_GROUPS, false),
         };
         for slice in slices(&chosen, max, narrows) {
+            // Not between the stored offsets and the ends of their logs.
+            self.pause(self.kafka_pace.wait(Instant::now()), stop);
             if is_readable {
                 is_readable = self.read_slice(source, &slice, stop);
+                self.memory.is_cut |= !is_readable;
             }
             if stop.is_triggered() {
                 return;
             }
-            self.read_logs(&slice, stop);
+            self.read_logs(&slice, LogsOf::Slice, stop);
             self.publish_if_late();
         }
         if chosen.len() < count && is_readable {
@@ -103,35 +115,50 @@ impl Poller {
 
     /// Reads the stored offsets of modules. Returns whether the source responds, so that others can be read.
     fn read_slice(&mut self, source: Source, slice: &[ModuleKey], stop: &Stop) -> bool {
+        if source == Source::Zookeeper {
+            self.pause(self.zookeeper_pace.wait(Instant::now()), stop);
+        }
         // A slice may take a while: no offset is newer than its beginning.
-        let began = Moment::now();
+        let (began, asked) = (Moment::now(), Instant::now());
         let readings = match source {
             Source::Zookeeper => self.read_from_zookeeper(slice, stop),
-            Source::Kafka => self.read_from_kafka(slice, stop),
+            Source::Kafka => self.read_from_kafka(slice),
         };
         if stop.is_triggered() {
             return false;
         }
-        let mut has_failed = false;
+        let (mut has_failed, mut has_succeeded) = (false, false);
         for (key, reading) in slice.iter().zip(readings) {
+            let state = match source {
+                Source::Zookeeper => &mut self.memory.zookeeper,
+                Source::Kafka => &mut self.memory.kafka,
+            };
             match reading {
-                Ok(reading) => self.places.record_module(key, reading, began),
+                Ok(reading) => {
+                    has_succeeded = true;
+                    state.read = Some(began.at);
+                    self.places.record_module(key, reading, began);
+                }
                 Err(cause) => {
                     has_failed = true;
                     let cause = shortened(cause);
                     self.places.record_failure(key, &cause.as_str().into(), boot_instant());
-                    let state = match source {
-                        Source::Zookeeper => &mut self.memory.zookeeper,
-                        Source::Kafka => &mut self.memory.kafka,
-                    };
-                    state.failure.get_or_insert_with(|| format!("stored offsets cannot be read: {cause}"));
+                    state
+                        .failure
+                        .get_or_insert_with(|| format!("stored offsets of {} cannot be read: {cause}", key.name));
                 }
             }
         }
-        match (&self.keeper, source) {
-            (Some(keeper), Source::Zookeeper) if has_failed => is_connected(keeper, stop),
-            _ => true,
+        if !has_succeeded {
+            self.memory.waited += asked.elapsed();
         }
+        let Some(keeper) = self.keeper.as_ref().filter(|_| has_failed && source == Source::Zookeeper) else {
+            return true;
+        };
+        let asked = Instant::now();
+        let is_connected = is_connected(keeper, stop);
+        self.memory.waited += asked.elapsed();
+        is_connected
     }
 
     fn read_from_zookeeper(&mut self, slice: &[ModuleKey], stop: &Stop) -> Vec<ReadModule> {
@@ -139,38 +166,40 @@ impl Poller {
         let wanted = |key: &ModuleKey| WantedModule {
             name: Arc::clone(&key.name),
             with_topic_ids: self.places.needs_topic_ids(key),
+            with_pauses: self.places.needs_pauses(key),
         };
         let mut reading = Reading::new(slice.iter().map(wanted).collect());
         while !reading.is_done() && !stop.is_triggered() {
             self.pause(self.zookeeper_pace.wait(Instant::now()), stop);
             let max = self.per_second(Source::Zookeeper).clamp(MIN_NODES, MAX_NODES);
             let mut reader = self.memory.zookeeper_source(&*keeper);
-            reader.step(&mut reading, usize::try_from(max).unwrap_or(usize::MAX));
+            reader.step(&mut reading, max);
             self.zookeeper_pace.count(reader.request_count, Instant::now());
         }
         reading.finish().into_iter().map(|reading| reading.map_err(|cause| cause.to_string())).collect()
     }
 
-    fn read_from_kafka(&mut self, slice: &[ModuleKey], stop: &Stop) -> Vec<ReadModule> {
-        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+    fn read_from_kafka(&mut self, slice: &[ModuleKey]) -> Vec<ReadModule> {
         let Some((reader, _)) = &mut self.groups else { return Vec::new() };
         let names: Vec<Arc<str>> = slice.iter().map(|key| Arc::clone(&key.name)).collect();
-        let before = reader.request_count;
         let found = reader.modules(&names, &mut self.memory.names);
-        self.kafka_pace.count(reader.request_count - before, Instant::now());
+        self.count_kafka();
         found
     }
 
-    /// Reads the ends of the logs of these modules, and compares the stored offsets with them.
-    fn read_logs(&mut self, keys: &[ModuleKey], stop: &Stop) {
+    /// Reads the ends of the logs of these modules. Of a slice, the stored offsets are compared with them.
+    fn read_logs(&mut self, keys: &[ModuleKey], of: LogsOf, stop: &Stop) {
         // A wait for brokers of which none responds is long, and each slice would wait again.
         if self.memory.no_broker_until.is_some_and(|until| Instant::now() < until) {
             return self.places.record_no_broker(keys);
         }
         let topics = self.places.topics();
-        match self.log_reader.look_up(&self.memory.hosts, &topics, Instant::now()) {
+        let asked = Instant::now();
+        match self.log_reader.look_up(&self.memory.hosts, &topics, asked) {
             Ok(()) => self.memory.brokers.succeeded(),
             Err(cause) => {
+                self.memory.waited += asked.elapsed();
+                self.memory.is_cut = true;
                 self.memory.brokers.failed(format!("log end offsets cannot be read: {cause}"));
                 self.memory.no_broker_until = Some(Instant::now() + NO_BROKER_PAUSE);
                 return self.places.record_no_broker(keys);
@@ -179,33 +208,43 @@ impl Poller {
         let now = Moment::now();
         keys.iter().for_each(|key| self.places.complete(key, &self.log_reader, now));
         let logs: Vec<TopicPartition> = self.places.logs_of(keys).into_iter().collect();
-        for slice in logs.chunks(MAX_LOGS) {
-            self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        for (number, part) in logs.chunks(MAX_LOGS).enumerate() {
+            if of == LogsOf::Any || 0 < number {
+                self.pause(self.kafka_pace.wait(Instant::now()), stop);
+            }
             if stop.is_triggered() {
                 return;
             }
-            let before = self.log_reader.request_count;
             let asked = Instant::now();
-            let readings = self.log_reader.ranges(slice, asked);
+            let readings = self.log_reader.ranges(part, asked);
+            self.count_kafka();
             if readings.iter().all(|reading| matches!(reading, LogReading::Unknown(_))) {
                 self.memory.waited += asked.elapsed();
             }
-            self.places.record_logs(slice.iter().cloned().zip(readings), &mut self.log_reader, Moment::now());
+            self.places.record_logs(part.iter().cloned().zip(readings), &mut self.log_reader, Moment::now());
             // Before the next pause, which may publish.
-            self.places.compare(keys, boot_instant());
-            self.kafka_pace.count(self.log_reader.request_count - before, Instant::now());
+            match of {
+                LogsOf::Slice => self.places.compare(keys, boot_instant()),
+                LogsOf::Any => self.places.note_recreations(keys),
+            }
         }
     }
 
-    /// Reads the members of the Kafka groups that are not as they should be.
-    pub(super) fn describe_groups(&mut self) {
-        let Some((source, _)) = &mut self.groups else { return };
+    /// Reads the members of Kafka groups and what is assigned to them.
+    pub(super) fn describe_groups(&mut self, stop: &Stop) {
+        if self.groups.is_none() {
+            return;
+        }
         let keys = self.places.take_undescribed(MAX_DESCRIBED, boot_instant());
         if keys.is_empty() {
             return;
         }
+        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        let Some((source, _)) = &mut self.groups else { return };
         let names: Vec<Arc<str>> = keys.iter().map(|key| Arc::clone(&key.name)).collect();
-        for (key, group) in keys.iter().zip(source.describe(&names)) {
+        let found = source.describe(&names);
+        self.count_kafka();
+        for (key, group) in keys.iter().zip(found) {
             if let Some(group) = group {
                 self.places.record_description(key, &group, Moment::now());
             }
@@ -213,13 +252,28 @@ impl Poller {
     }
 
     /// Looks whether anything can be delivered where nothing moves.
-    pub(super) fn probe(&mut self) {
-        let Some(prober) = &mut self.prober else { return };
-        let probes = self.places.take_unprobed(MAX_PROBES, Moment::now());
-        if !probes.is_empty() {
-            let findings = prober.round(&self.memory.hosts, &probes);
-            self.places.record_probes(&findings);
+    pub(super) fn probe(&mut self, stop: &Stop) {
+        if self.prober.is_none() {
+            return;
         }
+        let probes = self.places.take_unprobed(MAX_PROBES, Moment::now());
+        if probes.is_empty() {
+            return;
+        }
+        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        let Some(prober) = &mut self.prober else { return };
+        let findings = prober.round(&self.memory.hosts, &probes);
+        self.places.record_probes(&findings);
+        self.count_kafka();
+    }
+
+    /// Counts the requests to Kafka since the last call. An engine that does not count them sent about as many as the
+    /// readers estimate.
+    pub(super) fn count_kafka(&mut self) {
+        let groups = self.groups.as_ref().map_or(0, |(source, _)| source.request_count);
+        let (sent, estimated) = (self.kafka_requests.sent(), self.log_reader.request_count + groups);
+        let (sent_before, estimated_before) = std::mem::replace(&mut self.memory.counted, (sent, estimated));
+        self.kafka_pace.count((sent - sent_before).max(estimated - estimated_before), Instant::now());
     }
 }
 

@@ -8,6 +8,7 @@ use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::{Keeper, Lifetime};
 use crate::kmonitor::board::Board;
 use crate::kmonitor::delay::by_module;
+use crate::kmonitor::facts::Verdict;
 use crate::kmonitor::places::Times;
 use crate::kmonitor::zookeeper_source::tests::put;
 use crate::metrics::Registry;
@@ -23,7 +24,7 @@ struct Rig {
 
 fn found(addresses: &[&str]) -> BrokerList {
     let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
-    BrokerList { addresses, skipped: Vec::new() }
+    BrokerList { addresses, ..BrokerList::default() }
 }
 
 fn rig() -> Rig {
@@ -50,6 +51,7 @@ fn rig() -> Rig {
         places: Places::new("c".into(), vec![Source::Zookeeper], times),
         zookeeper_pace: Pace::new(1_000_000, now),
         kafka_pace: Pace::new(1_000_000, now),
+        kafka_requests: RequestCounter::default(),
         writer: board.writers().remove(0),
         component: Health::new().component("c"),
         metrics: PollMetrics {
@@ -348,6 +350,32 @@ impl LogEnds for Silent {
 }
 
 #[test]
+fn a_module_that_was_never_read_is_shown_while_it_fails_and_the_cycle_counts_for_the_others() {
+    let mut rig = rig();
+    for group in ["bad", "good"] {
+        put(&*rig.keeper, &format!("/consumers/{group}/offsets/t/0"), "0");
+    }
+    rig.tree.poison("/consumers/bad/offsets/t/0");
+    for cycle in 0..8 {
+        // After some failures it is left out of most cycles, which have no failure then.
+        let extent = if (1..4).contains(&cycle) { Extent::Failed } else { Extent::Whole };
+        let _ = rig.poller.poll(extent, &Stop::new());
+        let view = rig.board.view().clusters.remove(0);
+        let bad = view.modules.iter().find(|module| &*module.name == "bad").expect("the module is shown");
+        assert_eq!((bad.verdict, bad.delay), (Verdict::Unknown, None), "cycle {cycle}");
+        assert!(bad.reason.contains("the stored offset could not be read"), "{}", bad.reason);
+    }
+    assert_eq!(rig.delays().unwrap(), [("bad".into(), vec![]), ("good".into(), vec![(0, 0), (1, 0)])]);
+    assert!(rig.poller.trouble().is_none() && rig.poller.memory.last_cycle.is_some());
+    // In a cycle with a failure, too.
+    rig.tree.poison("/consumers/good/offsets/t/0");
+    rig.poller.memory.last_cycle = None;
+    let _ = rig.poller.poll(Extent::Whole, &Stop::new());
+    assert!(rig.poller.trouble().unwrap().contains("stored offsets of good cannot be read"));
+    assert!(rig.poller.memory.last_cycle.is_some());
+}
+
+#[test]
 fn brokers_that_are_silent_are_waited_for_once_a_cycle_which_makes_no_number_fresh_for_longer() {
     let mut rig = rig();
     for group in 0..150 {
@@ -388,4 +416,22 @@ fn a_long_cycle_publishes_while_it_waits_for_its_budget_also_within_one_large_gr
     let view = rig.board.view();
     assert!(3 <= view.number, "{} publications", view.number);
     assert!(!view.clusters[0].is_partial);
+}
+
+#[test]
+fn every_request_counts_in_the_budget_of_its_source() {
+    let mut rig = rig();
+    // A request takes a second of this budget, and the poll takes less.
+    let budget = || Pace::new(1, Instant::now());
+    let used = |pace: &Pace| pace.wait(Instant::now()).as_secs_f64().ceil();
+    rig.poller.find_brokers = Box::new(|| Ok(BrokerList { request_count: 4, ..found(&["b:1"]) }));
+    (rig.poller.zookeeper_pace, rig.poller.kafka_pace) = (budget(), budget());
+    assert_eq!(rig.delays(), Some(vec![]));
+    assert_eq!((used(&rig.poller.zookeeper_pace), used(&rig.poller.kafka_pace)), (5.0, 0.0), "brokers and groups");
+    put(&*rig.keeper, "/consumers/m/offsets/t/0", "0");
+    let requests = rig.poller.log_reader.request_count;
+    (rig.poller.zookeeper_pace, rig.poller.kafka_pace) = (Pace::new(1_000_000, Instant::now()), budget());
+    assert!(rig.delays().is_some());
+    let requests = rig.poller.log_reader.request_count - requests;
+    assert_eq!((requests, used(&rig.poller.kafka_pace)), (1 + 3, 4.0), "the topic, and the ends of its logs");
 }

@@ -5,30 +5,30 @@ use crate::kmonitor::report::fixture::{cluster, module, partition, unknown, view
 use crate::kmonitor::report::prometheus::{Detail, DetailLevel};
 use crate::metrics::Registry;
 
-fn handler() -> DelayHandler {
+pub(crate) fn answers() -> DelayAnswers {
     let one = |name: &str, delay| module(name, "t", vec![partition(0, Some(delay))]);
     let all =
         view(vec![cluster("c", vec![one("m", 12), one("n", 1)]), cluster("c 2", vec![one("m", 0)]), unknown("away")]);
     let detail = Detail { level: DetailLevel::Auto, max_partitions: 10 };
     let pages = Arc::new(PublishedPages::new(move || all.clone(), detail));
-    DelayHandler { pages, page: DelayPageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) }
+    DelayAnswers { pages, page: DelayPageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) }
 }
 
-fn head(method: &str, target: &str) -> Head {
+pub(crate) fn head(method: &str, target: &str) -> Head {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let mut head = Head { path: path.into(), query: Some(query.into()), ..Head::default() };
     head.method = method.to_owned().into();
     head
 }
 
-fn respond(handler: &DelayHandler, method: &str, target: &str) -> (u16, String) {
-    let response = handler.answer(&head(method, target));
+fn respond(handler: &DelayAnswers, method: &str, target: &str) -> (u16, String) {
+    let response = handler.answer(&head(method, target), &handler.pages.pages());
     (response.status, String::from_utf8(response.body.to_vec()).unwrap())
 }
 
 #[test]
 fn every_request_has_its_answer() {
-    let handler = handler();
+    let handler = answers();
     let all = r#"{"c":{"m":{"0":12},"n":{"0":1}},"c 2":{"m":{"0":0}},"away":{}}"#;
     for (target, status, body) in [
         ("/delay", 200, all),
@@ -88,18 +88,18 @@ fn every_request_has_its_answer() {
 
 #[test]
 fn a_client_that_has_the_page_gets_304_and_head_renders_nothing() {
-    let handler = handler();
+    let handler = answers();
     for target in ["/delay", "/delay?module=m", "/v1/zabbix", "/v1/zabbix?module=m&format=json", "/v1/zabbix/discovery"]
     {
-        let response = handler.answer(&head("GET", target));
+        let response = handler.answer(&head("GET", target), &handler.pages.pages());
         let (_, etag) = response.headers.iter().find(|(name, _)| *name == "ETag").unwrap();
         assert!(response.headers.iter().any(|(name, age)| *name == "Age" && age == "0"), "{:?}", response.headers);
         let mut again = head("GET", target);
         again.headers.push("If-None-Match", etag.as_bytes());
-        let again = handler.answer(&again);
+        let again = handler.answer(&again, &handler.pages.pages());
         assert_eq!((again.status, again.body.len()), (304, 0), "{target}");
     }
-    let response = handler.answer(&head("HEAD", "/v1/zabbix?module=m"));
+    let response = handler.answer(&head("HEAD", "/v1/zabbix?module=m"), &handler.pages.pages());
     assert!(matches!(response.body, Body::Omitted), "{:?}", response.body);
 }
 
@@ -110,7 +110,7 @@ fn an_answer_for_zabbix_is_bounded_and_says_how_to_select_less() {
     let detail = Detail { level: DetailLevel::Auto, max_partitions: 10 };
     let pages = Arc::new(PublishedPages::new(move || all.clone(), detail));
     let handler =
-        DelayHandler { pages, page: DelayPageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) };
+        DelayAnswers { pages, page: DelayPageAnswers::default(), admin: Admin::new(Registry::new(), Health::new()) };
     for path in ["/v1/zabbix", "/v1/zabbix/discovery"] {
         let (status, body) = respond(&handler, "GET", &format!("{path}?level=partition"));
         assert_eq!(status, 400, "{path}");

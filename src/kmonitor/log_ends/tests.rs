@@ -168,3 +168,52 @@ fn a_silent_leader_costs_its_own_partitions_and_is_asked_rarely_and_last() {
     assert_eq!(read_at(12), (vec![false; 4], vec![vec![0, 2], vec![1, 3]]));
     assert_eq!(read_at(13), (vec![false; 4], vec![vec![0, 1, 2, 3]]));
 }
+
+/// Notes how many topics are looked up together; after `responses` look-ups it is silent.
+struct CountedTopics {
+    counts: Arc<Mutex<Vec<usize>>>,
+    responses: usize,
+}
+
+impl LogEnds for CountedTopics {
+    fn partitions(&mut self, _: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
+        Ok(vec![PartitionInfo { partition: 0, leader: Some(1) }])
+    }
+
+    fn newest(&mut self, _: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
+        Vec::new()
+    }
+
+    fn range(&mut self, _: &TopicPartition) -> Result<LogRange, MetadataError> {
+        Ok(LogRange { oldest: 0, newest: 7, stable: 7 })
+    }
+
+    fn topics(&mut self, topics: &[Arc<str>], _: Instant) -> Vec<Result<TopicInfo, MetadataError>> {
+        let mut counts = lock(&self.counts);
+        counts.push(topics.len());
+        let is_silent = self.responses < counts.len();
+        let silence = || Err(MetadataError::Unreachable("no response".into()));
+        let info = || Ok(TopicInfo { id: None, partitions: vec![PartitionInfo { partition: 0, leader: Some(1) }] });
+        topics.iter().map(|_| if is_silent { silence() } else { info() }).collect()
+    }
+}
+
+#[test]
+fn many_topics_are_looked_up_in_parts_and_what_is_known_stays_if_a_part_is_lost() {
+    let names: BTreeSet<Arc<str>> = (0..600).map(|number| Arc::from(format!("t{number:03}"))).collect();
+    for (responses, known) in [(9, 600), (2, 500), (1, 250)] {
+        let counts = Arc::<Mutex<Vec<usize>>>::default();
+        let counter = Arc::clone(&counts);
+        let mut reader = LogReader::new(Box::new(move |_| {
+            Ok(Box::new(CountedTopics { counts: Arc::clone(&counter), responses }) as Box<dyn LogEnds>)
+        }));
+        assert_eq!(reader.look_up(&hosts(&["b:1"]), &names, Instant::now()), Ok(()));
+        assert_eq!((&**lock(&counts), reader.request_count), (&[250, 250, 100][..], 3));
+        assert_eq!(names.iter().filter(|name| reader.partitions(name).count() == 1).count(), known, "{responses}");
+    }
+    let mut silent = LogReader::new(Box::new(|_| {
+        Ok(Box::new(CountedTopics { counts: Arc::default(), responses: 0 }) as Box<dyn LogEnds>)
+    }));
+    assert_eq!(silent.look_up(&hosts(&["b:1"]), &names, Instant::now()), Err("no response".into()));
+    assert_eq!(silent.request_count, 1, "the other parts are not waited for");
+}

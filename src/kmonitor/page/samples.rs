@@ -278,7 +278,7 @@ fn module(cluster: &str, sample: &Sample) -> ModuleView {
             owner: owner.clone(),
             read_at: Some(earlier(Instant::now(), 2)),
             unknown: None,
-            history,
+            history: Arc::new(history),
         }
     });
     ModuleView {

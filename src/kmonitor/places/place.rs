@@ -21,7 +21,9 @@ const PROBE_AFTER: Duration = Duration::from_secs(5);
 /// Time between two probes of a place that found nothing out.
 const PROBE_PAUSE: Duration = Duration::from_secs(60);
 /// Number of minutes whose delays are kept.
-const MINUTES: usize = 6;
+const MINUTES: u32 = 6;
+/// A delay that was not known.
+const UNKNOWN: u64 = u64::MAX;
 
 /// A partition of a topic of a module.
 #[derive(Debug)]
@@ -45,17 +47,15 @@ pub(super) struct Place {
     /// When the owner was read.
     owner_read: Option<Instant>,
     unowned_since: Option<Instant>,
-    went_back: Option<(Offset, Offset, Instant)>,
     /// Id of the topic that the stored offset belongs to.
     topic_id: Option<TopicId>,
     /// The topic was created again since the last reading: which of the two the stored offset belongs to, only the
     /// writer of the offset knows.
     pub(super) wants_topic_id: bool,
     known_recreations: Option<u32>,
-    /// The stored offset that the last reading of the log came after: the two are a pair, whose difference is a delay.
-    paired: Option<Stored>,
-    /// Until when nothing that waits could be read, because a transaction was open.
-    held_until: Option<Instant>,
+    /// The stored offset has changed since the log was looked at.
+    has_changed: bool,
+    pair: Option<Pair>,
     is_held: bool,
     /// Messages have waited for a while and the stored offset has not moved.
     pub(super) stands_still: bool,
@@ -66,14 +66,51 @@ pub(super) struct Place {
     pub(super) is_recreated: bool,
     /// The newest offset when the stored one changed.
     newest_when_moved: Option<Offset>,
-    /// The delay at the end of each of the last minutes.
-    delays: [(u32, Option<u64>); MINUTES],
-    /// What a probe found, from the first waiting offset to the newest one.
-    probed: Option<(Offset, Offset, Finding)>,
-    /// When it was probed last.
-    probe_tried: Option<Instant>,
+    /// The delay at the end of each of the last minutes, the minute `m` at `m % MINUTES`; [`UNKNOWN`] without one.
+    delays: [u64; MINUTES as usize],
+    /// The last minute in `delays`.
+    minute: u32,
+    rare: Option<Box<Rare>>,
     pub(super) standing: Standing,
     pub(super) line: Sparkline,
+}
+
+/// A stored offset, and the end of the log as it was read right after it: the difference is a delay. That of a stored
+/// offset and an end that was read much later would count also what was pushed in between.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) stored: Stored,
+    /// Whether the stored offset is that of an earlier topic of the name.
+    pub(super) is_recreated: bool,
+    pub(super) newest: Offset,
+    pub(super) stable: Option<Offset>,
+    /// When the end was read.
+    pub(super) at: Instant,
+    recreation_count: u32,
+}
+
+/// What few places have: it is kept apart, because there may be 100,000 places.
+#[derive(Debug, Default)]
+struct Rare {
+    /// From which offset to which the stored one went back, and when.
+    went_back: Option<(Offset, Offset, Instant)>,
+    /// Until when nothing that waits could be read, because a transaction was open.
+    held_until: Option<Instant>,
+    /// When it was seen last that an operator has paused it.
+    paused_until: Option<Instant>,
+    probed: Option<Probed>,
+    /// When it was probed last.
+    probe_tried: Option<Instant>,
+}
+
+/// What probes found from the first waiting offset on.
+#[derive(Clone, Copy, Debug)]
+struct Probed {
+    from: Offset,
+    /// The newest offset then.
+    newest: Offset,
+    /// Below this offset nothing can be delivered. If it is below `newest`, a message can.
+    passed: Offset,
 }
 
 impl Place {
@@ -90,21 +127,20 @@ impl Place {
             owner: Owner::Unknown,
             owner_read: None,
             unowned_since: None,
-            went_back: None,
             topic_id: None,
             wants_topic_id: false,
             known_recreations: None,
-            paired: None,
-            held_until: None,
+            has_changed: false,
+            pair: None,
             is_held: false,
             stands_still: false,
             beyond_count: 0,
             compared_reading: 0,
             is_recreated: false,
             newest_when_moved: None,
-            delays: [(u32::MAX, None); MINUTES],
-            probed: None,
-            probe_tried: None,
+            delays: [UNKNOWN; MINUTES as usize],
+            minute: 0,
+            rare: None,
             standing: Standing::unread(now),
             line: Sparkline::default(),
         }
@@ -132,6 +168,7 @@ impl Place {
                 self.moved(&reading.stored, log, now.at);
             }
             self.stored = reading.stored.clone();
+            self.has_changed = true;
             // What is known of the log may be older than the offset, so the next look decides.
             self.topic_id = None;
             self.newest_when_moved = log.and_then(|log| log.ends).map(|(_, newest)| newest);
@@ -153,7 +190,7 @@ impl Place {
         self.went_out = u64::try_from(to - from).unwrap_or(0);
         // A pusher that begins a recreated topic at its beginning repeats nothing.
         if to < from && !self.is_recreated && !log.is_some_and(|log| self.is_of_another_topic(log)) {
-            self.went_back = Some((*from, *to, now));
+            self.rare_mut().went_back = Some((*from, *to, now));
         }
     }
 
@@ -169,29 +206,48 @@ impl Place {
     /// Compares the stored offset, which was read at `read`, with a reading of the log. Only a reading that came after
     /// it proves anything: a stored offset that was read later may be beyond the end.
     pub(super) fn compare(&mut self, log: &Log, read: Option<Instant>, now: Instant) {
-        self.wants_topic_id |= self.known_recreations.is_some_and(|known| known != log.recreation_count);
-        self.known_recreations = Some(log.recreation_count);
+        self.note_recreation(log);
+        if log.reading_count <= self.compared_reading || !log.is_read_after(read) {
+            return;
+        }
+        self.compared_reading = log.reading_count;
+        self.hold(log);
+        if let Some(((_, newest), stored)) = log.ends.zip(self.offset()) {
+            if self.newest_when_moved.is_none() {
+                self.newest_when_moved = Some(newest);
+            }
+            if stored <= newest {
+                self.beyond_count = 0;
+            } else if log.is_settled(now) {
+                self.beyond_count = self.beyond_count.saturating_add(1);
+                self.is_recreated |= CONFIRM <= self.beyond_count;
+            }
+        }
+        self.pair = log.ends.zip(log.read).map(|((_, newest), at)| Pair {
+            stored: self.stored.clone(),
+            is_recreated: self.is_recreated,
+            newest,
+            stable: log.stable,
+            at,
+            recreation_count: log.recreation_count,
+        });
+    }
+
+    /// Notes whether the topic was created again.
+    pub(super) fn note_recreation(&mut self, log: &Log) {
+        if self.known_recreations.is_some_and(|known| known != log.recreation_count) {
+            // Without ids of topics that of the stored offset says nothing.
+            self.wants_topic_id |= log.topic_id.is_some();
+            self.rare.iter_mut().for_each(|rare| rare.probed = None);
+            // An offset that has changed meanwhile may be that of the new topic.
+            self.is_recreated |= log.topic_id.is_none() && !self.has_changed && self.offset().is_some();
+        }
+        (self.known_recreations, self.has_changed) = (Some(log.recreation_count), false);
         if self.topic_id.is_none() {
             self.topic_id = log.topic_id;
         }
         if self.is_of_another_topic(log) {
             self.is_recreated = true;
-        }
-        if log.reading_count <= self.compared_reading || !log.is_read_after(read) {
-            return;
-        }
-        self.compared_reading = log.reading_count;
-        self.paired = Some(self.stored.clone());
-        self.hold(log);
-        let Some(((_, newest), stored)) = log.ends.zip(self.offset()) else { return };
-        if self.newest_when_moved.is_none() {
-            self.newest_when_moved = Some(newest);
-        }
-        if stored <= newest {
-            self.beyond_count = 0;
-        } else if log.is_settled(now) {
-            self.beyond_count = self.beyond_count.saturating_add(1);
-            self.is_recreated |= CONFIRM <= self.beyond_count;
         }
     }
 
@@ -202,22 +258,47 @@ impl Place {
         let first = self.offset().filter(|_| !self.is_recreated).map_or(oldest, |stored| stored.max(oldest));
         let is_held = first < newest && log.stable.is_some_and(|stable| stable <= first);
         if is_held || self.is_held {
-            self.held_until = log.read;
+            self.rare_mut().held_until = log.read;
         }
         self.is_held = is_held;
     }
 
-    /// The stored offset to which the delay belongs. If the log could not be read after the stored offset was, that is
-    /// the one before: the difference of the present one would be a delay that there never was.
-    pub(super) fn consistent(&self, log: Option<&Log>, read: Option<Instant>) -> Stored {
-        match (&self.stored, &self.paired, log) {
-            (Stored::Offset(_), Some(paired @ (Stored::Offset(_) | Stored::Nothing)), Some(log))
-                if log.ends.is_some() && !log.is_read_after(read) =>
-            {
-                paired.clone()
-            }
-            _ => self.stored.clone(),
-        }
+    /// The pair that the delay is made of; `None` if there is none yet, and the last readings have to do.
+    ///
+    /// It is not the last reading of both if only one of them was read since: another module reads the same log, the
+    /// end says which modules are at rest, or the log cannot be read.
+    pub(super) fn pair(&self, log: &Log) -> Option<&Pair> {
+        let (_, newest) = log.ends?;
+        let pair = self.pair.as_ref()?;
+        // An end that became smaller, or is that of another topic, belongs to no pair of before.
+        let is_of_log = pair.recreation_count == log.recreation_count && pair.newest <= newest;
+        let are_offsets =
+            matches!(self.stored, Stored::Offset(_)) && matches!(pair.stored, Stored::Offset(_) | Stored::Nothing);
+        Some(pair).filter(|pair| is_of_log && (pair.stored == self.stored || are_offsets))
+    }
+
+    /// Whether the end of the log has moved since the stored offset was read.
+    pub(super) fn has_moved(&self, log: &Log) -> bool {
+        let newest = log.ends.map(|(_, newest)| newest);
+        newest.is_some() && newest != self.pair.as_ref().map(|pair| pair.newest)
+    }
+
+    /// Notes that an operator has paused it.
+    pub(super) fn note_pause(&mut self, now: Instant) {
+        self.rare_mut().paused_until = Some(now);
+    }
+
+    /// How long it had not been paused at `read`; `None` if it never was.
+    pub(super) fn unpaused_for(&self, read: Instant) -> Option<Duration> {
+        Some(read.saturating_duration_since(self.rare()?.paused_until?))
+    }
+
+    fn rare(&self) -> Option<&Rare> {
+        self.rare.as_deref()
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     fn is_of_another_topic(&self, log: &Log) -> bool {
@@ -245,7 +326,7 @@ impl Place {
     }
 
     pub(super) fn went_back(&self, now: Instant) -> Option<WentBack> {
-        let (from, to, then) = self.went_back?;
+        let (from, to, then) = self.rare()?.went_back?;
         Some(WentBack { from, to, ago: now.saturating_duration_since(then) })
     }
 
@@ -266,7 +347,7 @@ impl Place {
 
     /// How long something that waits could be read at `read`; `None` if it always could.
     pub(super) fn free_for(&self, read: Instant) -> Option<Duration> {
-        self.held_until.map(|then| read.saturating_duration_since(then))
+        Some(read.saturating_duration_since(self.rare()?.held_until?))
     }
 
     /// Time since the stored offset changed, and whether it may be more. `now`: when it was read last.
@@ -293,41 +374,56 @@ impl Place {
 
     /// Keeps the delay of now.
     pub(super) fn keep_delay(&mut self, elapsed: Duration, delay: Option<u64>) {
-        let minute = u32::try_from(elapsed.as_secs() / 60).unwrap_or(u32::MAX);
-        self.delays[minute as usize % MINUTES] = (minute, delay);
+        let now = minute(elapsed);
+        for skipped in self.minute.saturating_add(1).max(now.saturating_sub(MINUTES))..now {
+            self.delays[(skipped % MINUTES) as usize] = UNKNOWN;
+        }
+        self.minute = self.minute.max(now);
+        self.delays[(self.minute % MINUTES) as usize] = delay.unwrap_or(UNKNOWN);
     }
 
     /// The delay at the end of the minute that lies `minutes` before the present one.
     pub(super) fn delay_before(&self, elapsed: Duration, minutes: u32) -> Option<u64> {
-        let minute = u32::try_from(elapsed.as_secs() / 60).unwrap_or(u32::MAX).checked_sub(minutes)?;
-        let (kept, delay) = self.delays[minute as usize % MINUTES];
-        delay.filter(|_| kept == minute)
+        let wanted = minute(elapsed).checked_sub(minutes)?;
+        let is_kept = wanted <= self.minute && self.minute - wanted < MINUTES;
+        Some(self.delays[(wanted % MINUTES) as usize]).filter(|delay| is_kept && *delay != UNKNOWN)
     }
 
-    /// Whether a probe found nothing to deliver between these offsets.
-    pub(super) fn is_undeliverable(&self, from: Offset, newest: Offset) -> bool {
-        self.probed == Some((from, newest, Finding::Nothing))
+    /// The offset below which nothing can be delivered, from the first waiting offset on; at most the newest one.
+    pub(super) fn passed(&self, from: Offset, newest: Offset) -> Option<Offset> {
+        let probed = self.rare()?.probed.filter(|probed| probed.from == from && probed.newest <= newest)?;
+        Some(probed.passed)
     }
 
     /// Whether a probe is worth its requests: nothing moves, and it is not known yet whether anything can be delivered.
     pub(super) fn wants_probe(&self, from: Offset, newest: Offset, now: Moment) -> bool {
-        let is_known = self.probed.is_some_and(|(known_from, known_newest, finding)| {
-            known_from == from && (finding == Finding::Message || known_newest == newest)
-        });
+        let is_known = self
+            .rare()
+            .and_then(|rare| rare.probed)
+            .is_some_and(|probed| probed.from == from && (probed.passed < probed.newest || probed.newest == newest));
         let rests =
             |then: Option<Instant>, pause| then.is_none_or(|then| pause <= now.at.saturating_duration_since(then));
-        !is_known && rests(self.moved, PROBE_AFTER) && rests(self.probe_tried, PROBE_PAUSE)
+        !is_known && rests(self.moved, PROBE_AFTER) && rests(self.rare().and_then(|rare| rare.probe_tried), PROBE_PAUSE)
     }
 
     /// Notes that a probe is sent.
     pub(super) fn probe_sent(&mut self, now: Instant) {
-        self.probe_tried = Some(now);
+        self.rare_mut().probe_tried = Some(now);
     }
 
     /// Enters what a probe found.
     pub(super) fn record_probe(&mut self, from: Offset, newest: Offset, finding: Finding) {
-        (self.probed, self.probe_tried) = (Some((from, newest, finding)), None);
+        let passed = match finding {
+            Finding::Nothing => newest,
+            Finding::Message => self.passed(from, newest).unwrap_or(from),
+        };
+        let rare = self.rare_mut();
+        (rare.probed, rare.probe_tried) = (Some(Probed { from, newest, passed }), None);
     }
+}
+
+fn minute(elapsed: Duration) -> u32 {
+    u32::try_from(elapsed.as_secs() / 60).unwrap_or(u32::MAX)
 }
 
 fn wall_time(since_1970_ms: Option<i64>) -> Option<SystemTime> {

@@ -1,25 +1,22 @@
 //! What the poller needs to know of the places to decide what it reads next.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::TopicPartition;
-use crate::kmonitor::facts::{Owner, Source, UnknownReason, Verdict};
+use crate::kmonitor::facts::{Source, UnknownReason};
 use crate::kmonitor::log_ends::LogReading;
 use crate::kmonitor::plan::Candidate;
 use crate::kmonitor::readings::ModuleKey;
 
+use super::log::Log;
 use super::{Module, Places};
 
 /// Nodes of a module in ZooKeeper beside those of its topics: which topics have offsets and owners, and the members.
 const MODULE_NODES: u64 = 3;
 /// Nodes of a module that was never read, as an estimate.
 const NEW_MODULE_NODES: u64 = 200;
-/// Shortest time between two readings of the members of a Kafka group.
-const DESCRIBE_PAUSE: Duration = Duration::from_secs(30);
-/// Age at which the owners of a Kafka group are unknown again.
-const DESCRIPTION_AGE: Duration = Duration::from_secs(90);
 
 impl Places {
     /// Returns the modules of a source that could be read: those in `names`, and those in the table.
@@ -45,14 +42,19 @@ impl Places {
     }
 
     /// Marks the modules as active whose logs have moved with the last reading.
-    pub(crate) fn mark_active(&mut self, candidates: &mut [Candidate<ModuleKey>]) {
+    pub(crate) fn mark_active(&self, candidates: &mut [Candidate<ModuleKey>]) {
         for candidate in candidates.iter_mut().filter(|candidate| !candidate.is_active) {
             let Some(module) = self.modules.get(&candidate.key) else { continue };
-            let mut logs = module.topics.iter().flat_map(|(topic, found)| {
-                found.places.keys().map(|partition| TopicPartition { topic: Arc::clone(topic), partition: *partition })
-            });
-            candidate.is_active = logs.any(|at| self.logs.get(&at).is_none_or(|log| log.came_in != 0));
+            candidate.is_active = module.has_moved_logs(&self.logs);
         }
+    }
+
+    /// Notes that the idle modules of a source, which are not read in this cycle, are as they were.
+    pub(crate) fn confirm_idle(&mut self, source: Source, now: Instant) {
+        let Places { modules, logs, .. } = self;
+        let idle = modules.iter_mut().filter(|(key, module)| key.source == source && module.failure.is_none());
+        idle.filter(|(_, module)| !module.is_active && module.read.is_some() && !module.has_moved_logs(logs))
+            .for_each(|(_, module)| module.valid_at = Some(now));
     }
 
     /// Whether it has to be read to which topics the stored offsets of a module belong: it was never read, or a topic
@@ -60,6 +62,14 @@ impl Places {
     pub(crate) fn needs_topic_ids(&self, key: &ModuleKey) -> bool {
         let Some(module) = self.modules.get(key).filter(|module| module.read.is_some()) else { return true };
         module.topics.values().flat_map(|topic| topic.places.values()).any(|place| place.wants_topic_id)
+    }
+
+    /// Whether it has to be read what operators have paused: nothing moves somewhere, or something was paused.
+    pub(crate) fn needs_pauses(&self, key: &ModuleKey) -> bool {
+        let topics = self.modules.get(key).into_iter().flat_map(|module| module.topics.values());
+        topics
+            .into_iter()
+            .any(|topic| !topic.pauses.is_empty() || topic.places.values().any(|place| place.stands_still))
     }
 
     /// Whether reading a module failed the last time, or was never tried.
@@ -75,27 +85,6 @@ impl Places {
             self.logs.entry(at).or_default().record(&reading, None, self.start.at, elapsed);
         }
     }
-
-    /// Returns the Kafka groups whose members are to be read: something is wrong with them, or they never committed, so
-    /// that only the members say what is consumed; and their members were not read lately. Owners that were read too
-    /// long ago become unknown.
-    pub(crate) fn take_undescribed(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
-        let mut keys = Vec::new();
-        for (key, module) in self.modules.iter_mut().filter(|(key, _)| key.source == Source::Kafka) {
-            let age = module.described.map(|then| now.saturating_duration_since(then));
-            if age.is_some_and(|age| DESCRIPTION_AGE <= age) && module.has_members != Some(false) {
-                module.described = None;
-                let places = module.topics.values_mut().flat_map(|topic| topic.places.values_mut());
-                places.for_each(|place| place.set_owner(Owner::Unknown, now));
-            }
-            let is_due = age.is_none_or(|age| DESCRIBE_PAUSE <= age);
-            if is_due && module.has_members != Some(false) && (module.is_bad() || module.has_no_offset()) {
-                keys.push((age, key.clone()));
-            }
-        }
-        keys.sort_by_key(|(age, _)| std::cmp::Reverse(age.unwrap_or(Duration::MAX)));
-        keys.into_iter().take(max).map(|(_, key)| key).collect()
-    }
 }
 
 fn new_cost(source: Source) -> u64 {
@@ -103,6 +92,17 @@ fn new_cost(source: Source) -> u64 {
 }
 
 impl Module {
+    /// Whether the end of a log has moved, or a log is not known, since the stored offsets were read.
+    fn has_moved_logs(&self, logs: &HashMap<TopicPartition, Box<Log>>) -> bool {
+        let mut places = self.topics.iter().flat_map(|(topic, found)| {
+            found
+                .places
+                .iter()
+                .map(|(partition, place)| (TopicPartition { topic: Arc::clone(topic), partition: *partition }, place))
+        });
+        places.any(|(at, place)| logs.get(&at).is_none_or(|log| place.has_moved(log)))
+    }
+
     fn cost(&self, source: Source) -> u64 {
         if source == Source::Kafka {
             return 1;
@@ -110,18 +110,5 @@ impl Module {
         // Two nodes say that lists and owners are as they were.
         let topics = self.topics.values().map(|topic| 2 + topic.places.len() as u64);
         MODULE_NODES + topics.sum::<u64>()
-    }
-
-    /// Whether nothing was ever stored.
-    fn has_no_offset(&self) -> bool {
-        let mut places = self.topics.values().flat_map(|topic| topic.places.values());
-        self.read.is_some() && places.all(|place| place.offset().is_none())
-    }
-
-    /// Whether messages wait that may be somebody's fault, or soon will be.
-    fn is_bad(&self) -> bool {
-        let is_fine = |verdict| matches!(verdict, Verdict::Ok | Verdict::Unknown);
-        let mut places = self.topics.values().flat_map(|topic| topic.places.values());
-        places.any(|place| place.stands_still || !is_fine(place.standing.verdict))
     }
 }

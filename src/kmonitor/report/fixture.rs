@@ -92,6 +92,6 @@ pub(in crate::kmonitor) fn partition(number: PartitionId, delay: Option<u64>) ->
         owner: None,
         read_at: Some(Instant::now()),
         unknown: (!is_known).then_some("leader_silent"),
-        history: [0; 60],
+        history: Arc::new([0; 60]),
     }
 }

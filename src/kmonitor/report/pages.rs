@@ -7,9 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use super::legacy::{DelayPage, Missing, Selection};
 use super::prometheus::{self, Detail};
 use super::zabbix_items::{self, Clock, Filter};
-use super::{json, zabbix};
+use super::{json, v1, zabbix};
 use crate::clock::boot_instant;
-use crate::http::{Body, SharedBytes, Version};
+use crate::http::{Body, Head, PageWatch, Response, SharedBytes, Version};
 use crate::kmonitor::view::View;
 use crate::locks::lock;
 
@@ -27,12 +27,21 @@ pub(crate) struct Pages {
     zabbix_values: SharedBytes,
     zabbix_document: SharedBytes,
     zabbix_discovery: SharedBytes,
-    /// Pages that were rendered for a request, by its target.
-    requested: Mutex<Vec<(String, SharedBytes)>>,
+    requested: Mutex<Requested>,
+}
+
+/// Pages that were rendered for a request, by its target, and their size.
+#[derive(Default)]
+struct Requested {
+    pages: Vec<(String, SharedBytes)>,
+    bytes: usize,
 }
 
 /// Largest number of pages of a view that are kept after they were rendered for a request.
 const MAX_REQUESTED: usize = 16;
+/// Largest size of these pages together. Clients that read slowly hold them for a minute, also when there is a newer
+/// view.
+const MAX_REQUESTED_BYTES: usize = 8 << 20;
 /// Longest target of a request whose page is kept.
 const MAX_TARGET_BYTES: usize = 1_024;
 
@@ -90,6 +99,31 @@ impl Pages {
         })
     }
 
+    /// Answers `/v1/delay`, or returns why the query is refused.
+    pub(crate) fn delay_v1(&self, head: &Head, now: Instant) -> Result<Response, String> {
+        v1::answer(&self.view, head, now, |render| self.requested(&target(head), render))
+    }
+
+    /// Returns references to all pages that clients share.
+    pub(crate) fn watches(&self) -> Vec<PageWatch> {
+        let rendered = [
+            &self.json.bytes,
+            &self.zabbix.bytes,
+            &self.metrics,
+            &self.zabbix_values,
+            &self.zabbix_document,
+            &self.zabbix_discovery,
+        ];
+        let requested = lock(&self.requested);
+        rendered.into_iter().chain(requested.pages.iter().map(|(_, page)| page)).map(SharedBytes::watch).collect()
+    }
+
+    /// Whether the page of a request is kept.
+    pub(crate) fn has(&self, head: &Head) -> bool {
+        let target = target(head);
+        lock(&self.requested).pages.iter().any(|(known, _)| *known == target)
+    }
+
     /// Returns the metrics of the view, as [`crate::admin::Admin`] adds them to `/metrics`.
     pub(crate) fn metrics(&self, now: Instant) -> (Vec<u8>, SharedBytes) {
         (prometheus::render_ages(&self.view, now), self.metrics.clone())
@@ -119,19 +153,31 @@ impl Pages {
         self.requested(target, || zabbix_items::render_discovery(&self.view, filter))
     }
 
-    /// Returns the page of a request. It is kept, so that many requests of one target render it once a view.
+    /// Returns the page of a request. It is kept, so that many requests of one target render it once a view, and share
+    /// its memory. A page that is not kept is memory of the response, which counts in the budget of the server.
     fn requested(&self, target: &str, render: impl FnOnce() -> Vec<u8>) -> Body {
         let is_it = |(known, _): &&(String, SharedBytes)| known == target;
-        if let Some((_, page)) = lock(&self.requested).iter().find(is_it) {
+        if let Some((_, page)) = lock(&self.requested).pages.iter().find(is_it) {
             return page.clone().into();
         }
-        let page: SharedBytes = render().into();
+        let page = render();
         let mut requested = lock(&self.requested);
-        if requested.len() < MAX_REQUESTED && target.len() <= MAX_TARGET_BYTES {
-            requested.push((target.to_owned(), page.clone()));
+        let is_kept = requested.pages.len() < MAX_REQUESTED
+            && requested.bytes + page.len() <= MAX_REQUESTED_BYTES
+            && target.len() <= MAX_TARGET_BYTES;
+        if !is_kept {
+            return page.into();
         }
+        requested.bytes += page.len();
+        let page = SharedBytes::from(page);
+        requested.pages.push((target.to_owned(), page.clone()));
         page.into()
     }
+}
+
+/// Returns what is requested, as the client wrote it.
+pub(crate) fn target(head: &Head) -> String {
+    format!("{}?{}", head.path, head.query.as_deref().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -192,8 +238,25 @@ mod tests {
         assert_eq!(renders.get(), 1);
         (0..100).for_each(|number| request(&format!("/v1/zabbix?module={number}")));
         request(&"x".repeat(MAX_TARGET_BYTES + 1));
-        assert_eq!(lock(&pages.requested).len(), MAX_REQUESTED);
+        assert_eq!(lock(&pages.requested).pages.len(), MAX_REQUESTED);
         request("/v1/zabbix?module=a");
         assert_eq!(renders.get(), 102);
+    }
+
+    #[test]
+    fn pages_that_are_kept_are_bounded_and_others_are_memory_of_their_responses() {
+        let all = Arc::new(view(vec![]));
+        let pages = Pages::render(all, Detail { level: DetailLevel::Auto, max_partitions: 1 }, 1);
+        let is_kept = |target: &str, bytes| {
+            let body = pages.requested(target, || vec![b'x'; bytes]);
+            assert_eq!(body.len(), bytes, "{target}");
+            matches!(body, Body::Shared { .. })
+        };
+        let half = MAX_REQUESTED_BYTES / 2;
+        assert!(is_kept("a", half));
+        assert!(!is_kept("b", half + 1));
+        assert!(is_kept("c", half) && is_kept("a", half));
+        assert!(!is_kept("d", 1));
+        assert_eq!(lock(&pages.requested).bytes, MAX_REQUESTED_BYTES);
     }
 }

@@ -4,12 +4,15 @@
 //! the list, and of the owners, which are written when they are created only, not the nodes either.
 
 use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::PartitionId;
 
 /// Longest time that a list is kept without being read again: a server that loads an old snapshot may show an old id.
+/// For each node it is shorter by up to a half, or lists that were read together would be read together for ever.
 const MAX_AGE: Duration = Duration::from_secs(300);
 /// A list that is not needed for this time is forgotten.
 const UNUSED_AFTER: Duration = Duration::from_secs(600);
@@ -57,7 +60,7 @@ impl<T> Kept<T> {
     /// Returns the list of the node whose children changed last with `changed`; `None` if it has to be read.
     pub(super) fn get(&mut self, path: &str, changed: i64, now: Instant) -> Option<Arc<T>> {
         let entry = self.0.get_mut(path)?;
-        if entry.changed != changed || MAX_AGE <= now.saturating_duration_since(entry.read) {
+        if entry.changed != changed || max_age(path) <= now.saturating_duration_since(entry.read) {
             return None;
         }
         entry.used = now;
@@ -77,6 +80,13 @@ impl<T> Kept<T> {
     }
 }
 
+/// Returns the longest time that the list of a node is kept.
+fn max_age(path: &str) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    MAX_AGE - Duration::from_millis(hasher.finish() % (MAX_AGE.as_millis() as u64 / 2))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,13 +97,33 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         kept.put("/a", 5, Arc::new(vec![1]), start);
         kept.put("/b", 0, Arc::new(vec![2]), start);
-        assert_eq!(kept.get("/a", 5, at(299)).as_deref(), Some(&vec![1]));
+        assert_eq!(kept.get("/a", 5, at(149)).as_deref(), Some(&vec![1]));
         assert_eq!(kept.get("/a", 6, at(1)), None);
         assert_eq!(kept.get("/a", 5, at(300)), None);
         assert_eq!(kept.get("/b", 0, start), None, "the id is not known");
-        kept.sweep(at(898));
+        kept.sweep(at(748));
         assert_eq!(kept.0.len(), 1);
-        kept.sweep(at(899));
+        kept.sweep(at(749));
         assert_eq!(kept.0.len(), 0);
+    }
+
+    #[test]
+    fn lists_that_were_read_together_are_read_again_at_different_times() {
+        let (mut kept, start) = (Kept::default(), Instant::now());
+        let paths: Vec<String> = (0..1_000).map(|number| format!("/consumers/m{number}/offsets/t")).collect();
+        paths.iter().for_each(|path| kept.put(path, 5, Arc::new(()), start));
+        let mut in_five_seconds = Vec::new();
+        let mut is_due = |path: &String, now| kept.get(path, 5, now).is_none();
+        let mut due_before = 0;
+        for second in (5..=300).step_by(5) {
+            let now = start + Duration::from_secs(second);
+            let due = paths.iter().filter(|path| is_due(path, now)).count();
+            in_five_seconds.push(due - due_before);
+            due_before = due;
+        }
+        assert_eq!(due_before, paths.len());
+        // 33 on average over the last 150 seconds.
+        assert!(in_five_seconds.iter().all(|count| *count < 80), "{in_five_seconds:?}");
+        assert_eq!(in_five_seconds[..29], [0; 29]);
     }
 }

@@ -1,54 +1,128 @@
-//! Looks up the names of backends without waiting longer than a deadline or the stop.
+//! Looks up the names of backends, each on a thread of its own: `getaddrinfo` has no deadline, so a thread may hang.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use crossbeam_channel::{bounded, select};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::shutdown::Stop;
 use crate::supervise::spawn_expendable;
 
-/// How long a caller waits for one look-up.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Limit on the look-ups of the process that run at the same time. More than one for a module means that they hang.
+/// Limit on the look-ups of the process that run at the same time.
 const MAX_LOOKUPS: usize = 64;
+/// Number of look-ups that run at present.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
-/// Looks up `host:port` on a thread of its own, since `getaddrinfo` has no deadline; the thread is abandoned while it
-/// hangs. Returns `None` after the stop.
-pub(super) fn look_up(name: &str, stop: &Stop) -> Option<Result<Vec<SocketAddr>, String>> {
-    static THREADS: AtomicUsize = AtomicUsize::new(0);
-    if THREADS.fetch_add(1, Ordering::Relaxed) >= MAX_LOOKUPS {
-        THREADS.fetch_sub(1, Ordering::Relaxed);
-        return Some(Err(format!("{MAX_LOOKUPS} earlier look-ups have not ended")));
+/// The addresses of a name, or the reason why they are not known.
+pub(super) type Found = Result<Vec<SocketAddr>, String>;
+
+/// The end of a look-up.
+pub(super) struct EndedLookup {
+    pub(super) name: String,
+    pub(super) found: Found,
+}
+
+/// The look-ups of one module.
+pub(super) struct NameLookups {
+    look_up: Arc<dyn Fn(&str) -> Found + Send + Sync>,
+    sender: Sender<EndedLookup>,
+    /// Look-ups that have ended. [`MAX_LOOKUPS`] bounds their number.
+    pub(super) ended: Receiver<EndedLookup>,
+    in_flight: BTreeSet<String>,
+}
+
+impl NameLookups {
+    /// Looks names up with `getaddrinfo`.
+    pub(super) fn new() -> NameLookups {
+        Self::with(|name| name.to_socket_addrs().map(Iterator::collect).map_err(|cause| cause.to_string()))
     }
-    let (sender, outcome) = bounded(1);
-    let host = name.to_owned();
-    let started = spawn_expendable("names-look-up", move || {
-        // The channel has room for the only outcome.
-        let _ = sender.send(host.to_socket_addrs().map(Iterator::collect).map_err(|cause| cause.to_string()));
-        THREADS.fetch_sub(1, Ordering::Relaxed);
-    });
-    if let Err(cause) = started {
-        THREADS.fetch_sub(1, Ordering::Relaxed);
-        return Some(Err(format!("a thread cannot be started: {cause}")));
+
+    /// Looks names up with this function.
+    pub(super) fn with(look_up: impl Fn(&str) -> Found + Send + Sync + 'static) -> NameLookups {
+        let (sender, ended) = unbounded();
+        NameLookups { look_up: Arc::new(look_up), sender, ended, in_flight: BTreeSet::new() }
     }
-    select! {
-        recv(outcome) -> outcome => Some(outcome.unwrap_or_else(|_| Err("the look-up panicked".to_owned()))),
-        recv(stop.closed()) -> _ => None,
-        default(LOOKUP_TIMEOUT) => Some(Err("the name server did not answer in time".to_owned())),
+
+    /// Begins to look up `host:port`, unless an earlier look-up of it has not ended: one that hangs has one thread.
+    pub(super) fn begin(&mut self, name: &str) {
+        if !self.in_flight.insert(name.to_owned()) {
+            return;
+        }
+        let end = move |sender: &Sender<EndedLookup>, name: String, found: Found| {
+            // Fails only after the module has ended.
+            let _ = sender.send(EndedLookup { name, found });
+        };
+        if RUNNING.fetch_add(1, Ordering::Relaxed) >= MAX_LOOKUPS {
+            RUNNING.fetch_sub(1, Ordering::Relaxed);
+            return end(&self.sender, name.to_owned(), Err(format!("{MAX_LOOKUPS} earlier look-ups have not ended")));
+        }
+        let (look_up, sender, name) = (Arc::clone(&self.look_up), self.sender.clone(), name.to_owned());
+        let started = spawn_expendable("names-look-up", {
+            let name = name.clone();
+            move || {
+                let _running = Running;
+                end(&sender, name.clone(), look_up(&name));
+            }
+        });
+        if let Err(cause) = started {
+            RUNNING.fetch_sub(1, Ordering::Relaxed);
+            end(&self.sender, name, Err(format!("a thread cannot be started: {cause}")));
+        }
+    }
+
+    /// Notes that the end of a look-up was received: the name may be looked up again.
+    pub(super) fn note_ended(&mut self, name: &str) {
+        self.in_flight.remove(name);
+    }
+}
+
+/// Counts a look-up until its thread ends.
+struct Running;
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     #[test]
     fn a_name_is_looked_up_or_the_reason_is_returned() {
-        let stop = Stop::new();
-        let found = look_up("localhost:82", &stop).expect("not stopped").unwrap();
+        let mut lookups = NameLookups::new();
+        lookups.begin("localhost:82");
+        let EndedLookup { name, found } = lookups.ended.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(name, "localhost:82");
+        let found = found.unwrap();
         assert!(!found.is_empty() && found.iter().all(|address| address.ip().is_loopback() && address.port() == 82));
-        assert!(look_up("no port", &stop).expect("not stopped").is_err());
+        lookups.begin("no port");
+        assert!(lookups.ended.recv_timeout(PATIENCE).unwrap().found.is_err());
+    }
+
+    #[test]
+    fn a_name_that_hangs_has_one_thread_until_it_ends() {
+        let (begun, begins) = unbounded();
+        let (release, released) = unbounded::<()>();
+        let mut lookups = NameLookups::with(move |_| {
+            begun.send(()).unwrap();
+            let _ = released.recv();
+            Ok(Vec::new())
+        });
+        for _ in 0..100 {
+            lookups.begin("hangs:1");
+        }
+        begins.recv_timeout(PATIENCE).unwrap();
+        drop(release);
+        lookups.ended.recv_timeout(PATIENCE).unwrap();
+        assert!(begins.is_empty(), "one thread");
+        lookups.note_ended("hangs:1");
+        lookups.begin("hangs:1");
+        begins.recv_timeout(PATIENCE).unwrap();
     }
 }

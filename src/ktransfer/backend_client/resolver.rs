@@ -1,18 +1,18 @@
 //! The addresses of a module's backends, looked up on a thread of their own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, at, bounded, select};
 use log::warn;
 use ureq::config::Config as AgentConfig;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-use super::name_lookup::look_up;
+use super::name_lookup::{EndedLookup, Found, NameLookups};
 use super::request::HTTPS;
 use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
@@ -23,6 +23,10 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 const RESOLVE_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval at which a look-up that keeps failing for the same reason is logged.
 const REPEAT_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a look-up is waited for.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// After this time of a look-up the next one begins beside it.
+const NEXT_LOOKUP_AFTER: Duration = Duration::from_millis(200);
 /// How long after the start of the module requests wait for the first look-up of a name. A working name server answers
 /// much faster.
 const FIRST_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,38 +122,15 @@ impl BackendResolver {
 
     /// Looks all names up at intervals until the stop. If a look-up fails, the addresses found before stay in use.
     pub(crate) fn run(&self, stop: &Stop) {
-        // The text and time of the last warning for each name, so that a name server that is down does not fill the
-        // log.
-        let mut warned: HashMap<String, (String, Instant)> = HashMap::new();
-        loop {
-            let mut all_resolved = true;
-            let names = self.lock().names();
-            warned.retain(|name, _| names.contains(name));
-            for name in names {
-                let Some(found) = look_up(&name, stop) else { return };
-                let found = match found {
-                    Ok(addresses) if addresses.is_empty() => Err("it has no address".to_owned()),
-                    found => found,
-                };
-                match &found {
-                    Ok(_) => drop(warned.remove(&name)),
-                    Err(reason) => {
-                        all_resolved = false;
-                        let is_repeat =
-                            |(last, at): &(String, Instant)| last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
-                        if !warned.get(&name).is_some_and(is_repeat) {
-                            warn!("backend_servers: cannot resolve {name:?}: {reason}");
-                            warned.insert(name.clone(), (reason.clone(), Instant::now()));
-                        }
-                    }
-                }
-                self.note(&name, found);
-            }
+        self.run_with(NameLookups::new(), stop);
+    }
+
+    fn run_with(&self, lookups: NameLookups, stop: &Stop) {
+        let mut round = Round { resolver: self, lookups, warnings: HashMap::new() };
+        while let Some(all_resolved) = round.look_up_all(stop) {
             let pause = if all_resolved { RESOLVE_INTERVAL } else { RESOLVE_RETRY_INTERVAL };
-            select! {
-                recv(stop.closed()) -> _ => return,
-                recv(self.wake.1) -> _ => {},
-                default(pause) => {},
+            if !round.pause(Instant::now() + pause, stop) {
+                return;
             }
         }
     }
@@ -186,6 +167,112 @@ impl BackendResolver {
             Some(Addresses::Pending) => Err(format!("{authority:?} is not resolved yet")),
             None => Err(format!("{authority:?} is not one of backend_servers")),
         }
+    }
+}
+
+/// The thread that looks names up, and what it keeps from round to round.
+struct Round<'a> {
+    resolver: &'a BackendResolver,
+    lookups: NameLookups,
+    /// The text and time of the last warning for each name, so that a name server that is down does not fill the log.
+    warnings: HashMap<String, (String, Instant)>,
+}
+
+impl Round<'_> {
+    /// Looks all names up, one after the other, but none behind one that takes longer than [`NEXT_LOOKUP_AFTER`].
+    /// Returns whether all have addresses; `None` after the stop.
+    fn look_up_all(&mut self, stop: &Stop) -> Option<bool> {
+        let (mut all_resolved, mut next_begin) = (true, Instant::now());
+        let mut seen = BTreeSet::new();
+        let mut to_begin = VecDeque::new();
+        self.add_names(&mut seen, &mut to_begin);
+        self.warnings.retain(|name, _| seen.contains(name));
+        // The names that are waited for, with the end of the wait.
+        let mut pending: BTreeMap<String, Instant> = BTreeMap::new();
+        loop {
+            let now = Instant::now();
+            if (pending.is_empty() || next_begin <= now)
+                && let Some(name) = to_begin.pop_front()
+            {
+                self.lookups.begin(&name);
+                pending.insert(name, now + LOOKUP_TIMEOUT);
+                next_begin = now + NEXT_LOOKUP_AFTER;
+            }
+            let next = (!to_begin.is_empty()).then_some(next_begin);
+            let Some(until) = pending.values().copied().chain(next).min() else { return Some(all_resolved) };
+            select! {
+                recv(stop.closed()) -> _ => return None,
+                recv(self.resolver.wake.1) -> _ => self.add_names(&mut seen, &mut to_begin),
+                recv(self.lookups.ended) -> ended => {
+                    let ended = ended.ok()?;
+                    pending.remove(&ended.name);
+                    all_resolved &= self.take(ended);
+                    next_begin = Instant::now();
+                }
+                recv(at(until)) -> _ => {
+                    let is_over = |(_, until): &(&String, &Instant)| **until <= Instant::now();
+                    let overdue: Vec<String> = pending.iter().filter(is_over).map(|(name, _)| name.clone()).collect();
+                    for name in overdue {
+                        pending.remove(&name);
+                        all_resolved = false;
+                        self.note(&name, Err("the name server did not answer in time".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds the names that are configured and not seen yet in this round.
+    fn add_names(&self, seen: &mut BTreeSet<String>, to_begin: &mut VecDeque<String>) {
+        for name in self.resolver.lock().names() {
+            if seen.insert(name.clone()) {
+                to_begin.push_back(name);
+            }
+        }
+    }
+
+    /// Waits until the next round, and takes look-ups that end late. Returns false after the stop.
+    fn pause(&mut self, until: Instant, stop: &Stop) -> bool {
+        loop {
+            select! {
+                recv(stop.closed()) -> _ => return false,
+                recv(self.resolver.wake.1) -> _ => return true,
+                recv(self.lookups.ended) -> ended => {
+                    if let Ok(ended) = ended {
+                        self.take(ended);
+                    }
+                }
+                recv(at(until)) -> _ => return true,
+            }
+        }
+    }
+
+    /// Takes the end of a look-up. Returns whether the name has addresses.
+    fn take(&mut self, ended: EndedLookup) -> bool {
+        let EndedLookup { name, found } = ended;
+        self.lookups.note_ended(&name);
+        let found = match found {
+            Ok(addresses) if addresses.is_empty() => Err("it has no address".to_owned()),
+            found => found,
+        };
+        let is_resolved = found.is_ok();
+        self.note(&name, found);
+        is_resolved
+    }
+
+    fn note(&mut self, name: &str, found: Found) {
+        match &found {
+            Ok(_) => drop(self.warnings.remove(name)),
+            Err(reason) => {
+                let is_repeat =
+                    |(last, at): &(String, Instant)| last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
+                if !self.warnings.get(name).is_some_and(is_repeat) {
+                    warn!("backend_servers: cannot resolve {name:?}: {reason}");
+                    self.warnings.insert(name.to_owned(), (reason.clone(), Instant::now()));
+                }
+            }
+        }
+        self.resolver.note(name, found);
     }
 }
 
@@ -253,6 +340,31 @@ mod tests {
         let began = Instant::now();
         assert_eq!(resolver.addresses("hangs.invalid:80").unwrap_err(), "\"hangs.invalid:80\" is not resolved yet");
         assert!(began.elapsed() < FIRST_LOOKUP_TIMEOUT);
+    }
+
+    #[test]
+    fn names_that_hang_delay_no_other_name() {
+        let names: Vec<String> = (0..6).map(|number| format!("hangs-{number}:1")).chain(["good:1".into()]).collect();
+        let (release, released) = bounded::<()>(0);
+        let address: SocketAddr = "10.0.0.9:1".parse().unwrap();
+        let lookups = NameLookups::with(move |name| {
+            if name.starts_with("hangs") {
+                let _ = released.recv();
+            }
+            Ok(vec![address])
+        });
+        let (resolver, stop) = (BackendResolver::new(&names), Stop::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| resolver.run_with(lookups, &stop));
+            let good = resolver.addresses("good:1");
+            // One that a reload adds is not behind them either.
+            let names: Vec<String> = names.iter().cloned().chain(["added:1".into()]).collect();
+            resolver.replace(&names);
+            let added = resolver.addresses("added:1");
+            stop.trigger();
+            assert_eq!((good, added), (Ok(vec![address]), Ok(vec![address])));
+        });
+        drop(release);
     }
 
     #[test]

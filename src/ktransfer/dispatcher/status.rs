@@ -100,6 +100,7 @@ impl Dispatcher {
             done_ahead: state.window.done_ahead(),
             held_back: state.held_back.len(),
             lease_ms,
+            read_error: self.channels.operator.read_errors.of(partition, now),
             head: head.map(|head| self.head_status(state, head, on_wire, now)),
         })
     }

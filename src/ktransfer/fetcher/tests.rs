@@ -53,6 +53,7 @@ struct LoopRig {
     stop: Stop,
     commands: Sender<FetchCommand>,
     fetched: Receiver<Fetched>,
+    read_errors: ReadErrors,
     group: Mailbox,
     threads: Vec<JoinHandle<()>>,
 }
@@ -85,7 +86,15 @@ impl LoopRig {
             found,
             group_commands,
         };
-        let channels = FetchChannels { commands: command_receiver, batches, start_requests, found_starts, memory };
+        let read_errors = ReadErrors::default();
+        let channels = FetchChannels {
+            commands: command_receiver,
+            batches,
+            start_requests,
+            found_starts,
+            memory,
+            read_errors: read_errors.clone(),
+        };
         let component = health.component("broker of m");
         let fetch_loop = FetchLoop::new(Box::new(broker.fetcher()), &config, metrics, component, channels);
         let (loop_stop, lookup_stop) = (stop.clone(), stop.clone());
@@ -93,7 +102,7 @@ impl LoopRig {
             std::thread::spawn(move || fetch_loop.run(&loop_stop)),
             std::thread::spawn(move || start_offsets.run(&lookup_stop)),
         ];
-        LoopRig { broker, health, stop, commands, fetched, group, threads }
+        LoopRig { broker, health, stop, commands, fetched, read_errors, group, threads }
     }
 
     fn assign(&self, partition: PartitionId, window: u64, offset: Option<Offset>) {
@@ -224,5 +233,28 @@ fn without_assigned_partitions_the_broker_counts_as_healthy() {
     wait_until("the error is reported", is_reported);
     rig.commands.send(FetchCommand::Revoke(0)).unwrap();
     wait_until("the error is cleared", || rig.health.troubles().is_empty());
+    rig.end();
+}
+
+#[test]
+fn an_error_of_a_partition_is_kept_until_it_is_read_or_revoked() {
+    let rig = LoopRig::start(|broker| Box::new(broker.log_ends()));
+    let partitions = [0, 1, 2].map(|partition| TopicPartition { topic: "t".into(), partition });
+    let set_broken = |is_broken| {
+        let reason = Some("no right to read").filter(|_| is_broken);
+        partitions.iter().for_each(|partition| rig.broker.set_broken(partition, reason));
+    };
+    let error = |partition| rig.read_errors.of(partition, Instant::now()).map(|error| error.reason);
+    set_broken(true);
+    for partition in 0..3 {
+        rig.assign(partition, 1, Some(0));
+        wait_until("the error is kept", || error(partition).as_deref() == Some("no right to read"));
+    }
+    assert!(rig.health.troubles().is_empty(), "it does not last yet");
+    rig.commands.send(FetchCommand::Revoke(1)).unwrap();
+    wait_until("a revoked partition has no error", || error(1).is_none());
+    // No message is in the log, so nothing but the end of the error can be reported.
+    set_broken(false);
+    wait_until("the partitions are read again", || error(0).is_none() && error(2).is_none());
     rig.end();
 }

@@ -113,6 +113,8 @@ pub struct KafkaGroup {
     /// while events are pending.
     pending_events: VecDeque<GroupEvent>,
     failing_since: Option<Instant>,
+    /// Since when the topic cannot be looked at, or does not exist, and the latest reason; `None` if it can.
+    look_failure: Option<(Instant, String)>,
     warnings: RateLimitedWarnings,
     /// Why the member has ended.
     failure: Option<String>,
@@ -125,8 +127,9 @@ struct HeldPartition {
     /// The fencing token of the claim.
     token: u64,
     progress: Progress,
-    /// The pauses beside the offset that is committed.
-    stored_pauses: PauseFields,
+    /// The pauses beside the offset that is committed; empty without an offset. `None` while they are not known: a
+    /// commit of others was not confirmed.
+    stored_pauses: Option<PauseFields>,
     stage: ClaimStage,
 }
 
@@ -191,6 +194,7 @@ impl KafkaGroup {
             last_generation: 0,
             pending_events: VecDeque::new(),
             failing_since: None,
+            look_failure: None,
             warnings: RateLimitedWarnings::default(),
             failure: None,
         }

@@ -88,6 +88,10 @@ pub struct ZookeeperGroup {
     group_has_offsets: bool,
     /// The topic did not exist in an earlier round, so all its partitions are new to the group.
     topic_was_missing: bool,
+    /// Since when the topic has not existed.
+    topic_missing_since: Option<Instant>,
+    /// Since when no round was completed, and why the latest was not; `None` if it was.
+    failing: Option<(Instant, String)>,
     /// A round was completed: the member is registered, and knows what it has to claim.
     has_joined: bool,
     /// Time since which the claims of other members contradict `assigned`; `None` without a conflict.
@@ -170,6 +174,8 @@ impl ZookeeperGroup {
             unowned_since: BTreeMap::new(),
             group_has_offsets: false,
             topic_was_missing: false,
+            topic_missing_since: None,
+            failing: None,
             has_joined: false,
             conflict_since: None,
             next_early_store: Instant::now(),
@@ -236,7 +242,9 @@ impl ZookeeperGroup {
         }
         if now >= timers.next_poll {
             // The round is made even after a failed store, because only a round detects that the session has ended.
-            outcome = outcome.and(self.round());
+            let round = self.round();
+            self.note_round(round.as_ref().err());
+            outcome = outcome.and(round);
             timers.next_poll = Instant::now() + timers.poll_interval;
         }
         outcome.and_then(|()| self.claim_some())

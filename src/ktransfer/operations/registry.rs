@@ -11,6 +11,7 @@ use super::status::StatusBoard;
 use crate::broker::LogEnds;
 use crate::ktransfer::group::StoreReceipts;
 use crate::ktransfer::pauses::PauseTable;
+use crate::ktransfer::read_errors::ReadErrors;
 use crate::locks::lock;
 
 /// Bound of the requests to one module. Only the thread `operations` sends them, one after the other; those that are
@@ -55,6 +56,7 @@ impl ModuleHandle {
             pauses: self.pauses.clone(),
             status: self.status.clone(),
             receipts: self.receipts.clone(),
+            read_errors: ReadErrors::default(),
         }
     }
 

@@ -11,6 +11,7 @@ use super::status::StatusBoard;
 use crate::broker::{Offset, PartitionId};
 use crate::ktransfer::group::StoreReceipts;
 use crate::ktransfer::pauses::PauseTable;
+use crate::ktransfer::read_errors::ReadErrors;
 use crate::ktransfer::turn::Turn;
 
 /// The part of an operation that a dispatcher carries out.
@@ -61,4 +62,6 @@ pub(crate) struct OperatorLink {
     pub(crate) status: StatusBoard,
     /// Which positions the group has stored.
     pub(crate) receipts: StoreReceipts,
+    /// Which partitions cannot be read; the fetch loop writes it.
+    pub(crate) read_errors: ReadErrors,
 }

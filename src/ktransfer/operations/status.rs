@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::broker::{Offset, PartitionId};
+use crate::ktransfer::read_errors::ReadError;
 use crate::locks::lock;
 
 /// The state of a module.
@@ -118,6 +119,8 @@ pub(crate) struct PartitionStatus {
     pub(crate) held_back: usize,
     /// How long the claim is valid without another proof of the session.
     pub(crate) lease_ms: u64,
+    /// Why it cannot be read; `None` if it can.
+    pub(crate) read_error: Option<ReadError>,
     /// The message that holds the commit point.
     pub(crate) head: Option<HeadStatus>,
 }

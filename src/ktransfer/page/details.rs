@@ -105,7 +105,8 @@ fn partitions(row: &ModuleRow, at: Instant, status: &ModuleStatus, now: Moment) 
     let mut order: Vec<&PartitionStatus> = status.partitions.iter().collect();
     let held = |partition: &PartitionStatus| partition.head.as_ref().map(|head| head.held_ms);
     order.sort_by_key(|partition| {
-        (Reverse((partition.state != PartitionState::Pushing, held(partition))), partition.partition)
+        let is_odd = partition.state != PartitionState::Pushing || partition.read_error.is_some();
+        (Reverse((is_odd, held(partition))), partition.partition)
     });
     let mut text = format!(
         "<div class=\"wide\" role=\"region\" aria-label=\"Partitions of {}\" tabindex=\"0\">\
@@ -142,15 +143,20 @@ fn line(partition: &PartitionStatus, at: Instant, now: Moment) -> String {
         Count(partition.done_ahead as u64),
         Span(Duration::from_millis(partition.lease_ms)),
     );
+    let read_error = partition.read_error.as_ref().map_or_else(String::new, |error| {
+        format!("cannot be read for {}: {}", ago(before(at, error.for_ms), now), Text(&error.reason))
+    });
     text += &match &partition.head {
-        Some(head) => head_cells(head, at, now),
-        None => "<td class=\"count\"></td><td class=\"count\"></td><td></td><td class=\"why\"></td>".to_owned(),
+        Some(head) => head_cells(head, &read_error, at, now),
+        None => {
+            format!("<td class=\"count\"></td><td class=\"count\"></td><td></td><td class=\"why\">{read_error}</td>")
+        }
     };
     text + "</tr>"
 }
 
-/// The cells about the message that holds the commit point.
-fn head_cells(head: &HeadStatus, at: Instant, now: Moment) -> String {
+/// The cells about the message that holds the commit point; the last one also says why the partition cannot be read.
+fn head_cells(head: &HeadStatus, read_error: &str, at: Instant, now: Moment) -> String {
     let doing = match (head.state, head.on_wire_ms) {
         (HeadState::Queued, _) => "queued".to_owned(),
         (HeadState::OnWire, Some(ms)) => format!("on the wire for {}", ago(before(at, ms), now)),
@@ -159,10 +165,11 @@ fn head_cells(head: &HeadStatus, at: Instant, now: Moment) -> String {
         (HeadState::DeadLetter, _) => "waits for its dead letter".to_owned(),
     };
     let last = head.last.as_deref().map_or_else(String::new, |last| format!("{}; ", Text(last)));
+    let separator = if read_error.is_empty() { "" } else { "; " };
     let backend = head.backend.as_deref().map_or_else(String::new, |backend| format!(" ({})", Text(backend)));
     format!(
         "<td class=\"count\">{}</td><td class=\"count\">{}</td><td class=\"why\"><bdi>{}</bdi></td>\
-         <td class=\"why\">{last}{doing}{backend}</td>",
+         <td class=\"why\">{last}{doing}{backend}{separator}{read_error}</td>",
         ago(before(at, head.held_ms), now),
         Count(head.attempts.into()),
         Text(head.key.as_deref().unwrap_or_default()),

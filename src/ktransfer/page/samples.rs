@@ -38,6 +38,7 @@ pub(super) fn partition(number: PartitionId, head: Option<HeadStatus>) -> Partit
         done_ahead: if waits { 171 } else { 0 },
         held_back: 0,
         lease_ms: 5_400,
+        read_error: None,
         head,
     }
 }

@@ -8,6 +8,7 @@ use super::*;
 use crate::html::test_support::{HOSTILE_NAMES, assert_harmless, assert_same_rows, between, write_sample};
 use crate::ktransfer::operations::{BackendState, ModuleStatus, PartitionState};
 use crate::ktransfer::pauses::Pauses;
+use crate::ktransfer::read_errors::ReadError;
 
 fn page(content: &ModulesContent, query: &str) -> String {
     ModulesPage::whole(content, &Query::parse(query).unwrap(), Moment::now())
@@ -102,6 +103,26 @@ fn each_state_has_a_verdict_and_a_reason() {
         now.at,
     );
     assert_eq!((row.verdict, &*row.why), (ModuleVerdict::NotReady, "its dispatcher has not reported for 11 s"));
+}
+
+#[test]
+fn a_partition_that_cannot_be_read_comes_first_with_the_reason() {
+    let mut status = healthy();
+    let reason = "TOPIC_AUTHORIZATION_FAILED <b>".to_owned();
+    let last = status.partitions.len() - 1;
+    for index in [0, last] {
+        status.partitions[index].read_error = Some(ReadError { reason: reason.clone(), for_ms: 12_000 });
+    }
+    status.partitions[last].head = Some(head(2, 9_999, Some("status 503")));
+    let now = Moment::now();
+    let content = ModulesContent::new(vec![Sample::new("m", "t", status).row(now.at)], now);
+    let id = content.modules[0].id;
+    let text = page(&content, &format!("open={id:016x}"));
+    let shown = ">12 s</time>: TOPIC_AUTHORIZATION_FAILED &lt;b&gt;";
+    assert_eq!(text.matches(shown).count(), 2, "{text}");
+    let rows = between(&text, "<tr data-id=\"", "</tr>");
+    let of_partitions: Vec<_> = rows.iter().filter(|row| !row.starts_with('b')).collect();
+    assert!(of_partitions[..2].iter().all(|row| row.contains(shown)), "{of_partitions:?}");
 }
 
 #[test]

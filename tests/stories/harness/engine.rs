@@ -21,6 +21,7 @@ pub(crate) fn broker_config(brokers: &str, engine: Engine) -> BrokerConfig {
         client_id: "harness".to_owned(),
         request_timeout: Duration::from_secs(5),
         settings: KafkaSettings::default(),
+        requests: Default::default(),
     }
 }
 

@@ -20,6 +20,7 @@ const CLUSTER: u8 = 4;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Operation {
     All = 2,
+    Read = 3,
     Write = 4,
     Describe = 8,
     DescribeConfigs = 10,

@@ -19,6 +19,7 @@ fn start(cluster: &TestCluster) -> NativeMembership {
         client_id: "test".into(),
         request_timeout: Duration::from_secs(5),
         settings: KafkaSettings::default(),
+        requests: Default::default(),
     };
     let config = MembershipConfig {
         group: "g".into(),

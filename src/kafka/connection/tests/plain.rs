@@ -25,7 +25,8 @@ fn echo(socket: TcpStream) {
 #[test]
 fn requests_are_answered_in_order_also_large_ones() {
     with_server(echo, |address| {
-        let mut connection = connector(None, None).connect(address, later()).unwrap();
+        let connector = connector(None, None);
+        let mut connection = connector.connect(address, later()).unwrap();
         assert_eq!(connection.version_of(ECHO, (0, 5)).unwrap(), 1);
         let error = connection.version_of(ECHO, (2, 5)).unwrap_err();
         assert_eq!(error.kind, Kind::Unsupported);
@@ -41,6 +42,7 @@ fn requests_are_answered_in_order_also_large_ones() {
         let error = connection.send(&Echo(vec![]), Instant::now()).unwrap_err();
         assert_eq!(error.kind, Kind::NotSent);
         assert_eq!(connection.call(&Echo(vec![7]), later()).unwrap(), [7], "nothing was sent before");
+        assert_eq!(connector.config().requests.sent(), 1 + 5 + 3 + 1, "with ApiVersions, without what was not sent");
     });
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::event::{FetchEvent, TopicPartition};
 use super::super::partition::{MENDABLE_GRACE, PartitionReader, REPORT_INTERVAL};
-use super::state::{FetchCore, MIN_PAUSE, queue};
+use super::state::{BrokerState, FetchCore, MIN_PAUSE, queue};
 use super::work::MetadataWork;
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::error_code;
@@ -46,12 +46,24 @@ impl FetchCore {
 
     /// Puts the leaders of partitions in doubt whose broker does not respond: it may have failed without a sign.
     fn doubt_overdue(&mut self, now: Instant) {
-        for reader in self.partitions.values_mut() {
-            let broker = reader.target(now).and_then(|id| self.brokers.get(&id));
-            if broker.and_then(|broker| broker.overdue_at).is_some_and(|at| at <= now) {
+        let is_overdue = |broker: &BrokerState| broker.overdue_at.is_some_and(|at| at <= now);
+        let overdue = self.brokers.iter().filter(|(_, broker)| is_overdue(broker)).map(|(id, _)| *id);
+        for id in overdue.collect::<Vec<_>>() {
+            let reason = format!("{} does not respond", self.broker_name(id));
+            for reader in self.partitions.values_mut().filter(|reader| reader.target(now) == Some(id)) {
                 reader.is_leader_in_doubt = true;
             }
+            self.report_unread(id, &reason, now);
         }
+    }
+
+    /// Reports the partitions of a broker that has failed for long, or does not respond.
+    pub(super) fn report_unread(&mut self, id: BrokerId, reason: &str, now: Instant) {
+        let is_read = |reader: &PartitionReader| !reader.is_stopped && !reader.is_paused;
+        let readers = self.partitions.values_mut().filter(|reader| is_read(reader) && reader.target(now) == Some(id));
+        let errors: Vec<_> =
+            readers.filter_map(|reader| reader.report(reason.to_owned(), MENDABLE_GRACE, now)).collect();
+        errors.into_iter().for_each(|error| self.report(Some(error)));
     }
 
     /// Takes the response to a request for `requested`.

@@ -56,6 +56,7 @@ impl FetchCore {
         let Some(broker) = self.brokers.get_mut(&id) else { return };
         (broker.versions, broker.overdue_at) = (None, None);
         broker.failures = broker.failures.saturating_add(1);
+        let failures = broker.failures;
         let is_due = broker.reported_at.is_none_or(|at| at + REPORT_INTERVAL <= now);
         let is_reported = is_due && (!was_connected || broker.failures >= REPORTED_FAILURES);
         // An idle connection that was closed is replaced at once.
@@ -63,7 +64,10 @@ impl FetchCore {
         broker.not_before = now + if is_first { Duration::ZERO } else { broker.backoff.next() };
         if is_reported {
             broker.reported_at = Some(now);
-            self.report(Some(FetchEvent::Unreachable { reason, is_total }));
+            self.report(Some(FetchEvent::Unreachable { reason: reason.clone(), is_total }));
+        }
+        if !is_total && (!was_connected || 1 < failures) {
+            self.report_unread(id, &reason, now);
         }
     }
 
@@ -166,10 +170,16 @@ impl FetchCore {
             if reader.is_stopped {
                 return None;
             }
-            if let Some(replica) = replica.filter(|_| is_known && !has_records) {
-                reader.succeeded();
-                reader.prefer_replica(replica, now);
-                return None;
+            if let Some(replica) = replica.filter(|replica| *replica != id && !has_records) {
+                if is_known {
+                    reader.succeeded();
+                    reader.prefer_replica(replica, now);
+                    return None;
+                }
+                // The leader responds at once, without records, until the client reads from the replica.
+                reader.is_leader_in_doubt = true;
+                let reason = format!("{broker}: it names replica {replica} to read from, which the metadata has not");
+                return reader.failed(reason, MENDABLE_GRACE, now);
             }
             if has_records {
                 reader.last_data = data_count;
@@ -271,7 +281,7 @@ impl FetchCore {
         }
     }
 
-    fn broker_name(&self, id: BrokerId) -> String {
+    pub(super) fn broker_name(&self, id: BrokerId) -> String {
         match self.addresses.get(&id) {
             Some(address) => format!("broker {id} at {address}"),
             None => format!("broker {id}"),
@@ -294,7 +304,9 @@ fn take_records(
         return None;
     }
     let reason = match unpacked.error {
-        Some(cause) => format!("{broker}: {cause}"),
+        Some(cause) => {
+            return reader.failed_to_decode(format!("{broker}: {cause}"), unpacked.error_checksum, now);
+        }
         None if unpacked.consumed_bytes == 0 => {
             // Brokers since 0.10.1 return the first batch whole (KIP-74).
             reader.min_request_bytes = (records_bytes * 2).min(MAX_REQUEST_BYTES);

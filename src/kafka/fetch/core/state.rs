@@ -258,6 +258,10 @@ impl FetchCore {
         reader.in_flight = None;
         let event = change(reader);
         queue(&mut self.turns, reader);
+        if reader.has_recovered {
+            // Errors are returned after the events of the partitions.
+            self.errors.retain(|error| error.partition() != Some(name));
+        }
         self.report(event);
     }
 }

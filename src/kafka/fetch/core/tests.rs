@@ -203,6 +203,28 @@ fn a_preferred_replica_is_read_until_it_fails() {
 }
 
 #[test]
+fn a_preferred_replica_that_the_metadata_lacks_is_looked_up_with_pauses() {
+    let mut now = Instant::now();
+    let mut core = core(100_000, 1, now);
+    let (mut n_fetches, mut n_requests, start) = (0, 0, now);
+    while now < start + 30 * SECOND {
+        if let Work::Fetch(plan) = core.next_work(1, now) {
+            n_fetches += 1;
+            let preferred = PartitionOutcome { preferred_replica: Some(9), ..empty(0) };
+            core.on_fetched(1, &plan, outcome(vec![preferred]), false, now);
+            assert!(matches!(core.next_work(1, now), Work::Wait(Some(_))), "no immediate fetch");
+        }
+        if let MetadataWork::Request(topics) = core.metadata_work(now) {
+            n_requests += 1;
+            core.on_metadata(&topics, &metadata(1, 1, 5), now);
+        }
+        now += Duration::from_millis(10);
+    }
+    assert!((20..60).contains(&n_fetches) && n_requests > 20, "{n_fetches} fetches, {n_requests} of metadata");
+    assert!(errors(&core.take(10)).0.contains(&0), "it is reported, too");
+}
+
+#[test]
 fn a_leader_hint_moves_a_partition_without_metadata() {
     let now = Instant::now();
     let mut core = core(100_000, 1, now);
@@ -267,4 +289,130 @@ fn only_the_failure_of_all_brokers_in_use_is_total() {
         }
     };
     assert_eq!((fails(2), fails(1)), (false, true));
+}
+
+/// The partitions with an error, and those that have recovered, in these events.
+fn errors(events: &[FetchEvent]) -> (Vec<i32>, Vec<i32>) {
+    let (mut failed, mut recovered) = (Vec::new(), Vec::new());
+    for event in events {
+        match event {
+            FetchEvent::PartitionError { partition, .. } => failed.push(partition.partition),
+            FetchEvent::Recovered { partition } => recovered.push(partition.partition),
+            _ => {}
+        }
+    }
+    failed.sort_unstable();
+    (failed, recovered)
+}
+
+#[test]
+fn the_end_of_an_error_is_returned_even_without_a_message() {
+    let mut now = Instant::now();
+    let mut core = core(100_000, 2, now);
+    let mut read = |core: &mut FetchCore, error_code: i16| {
+        now += 2 * SECOND;
+        let plan = fetch(core, 1, now);
+        let outcome = outcome(vec![PartitionOutcome { error_code, ..empty(0) }, empty(1)]);
+        core.on_fetched(1, &plan, outcome, false, now);
+    };
+    let denied = crate::kafka::error_code::TOPIC_AUTHORIZATION_FAILED;
+    for (codes, expected) in [
+        (&[denied][..], (vec![0], vec![])),
+        (&[denied], (vec![0], vec![])),
+        (&[0], (vec![], vec![0])),
+        // Once only.
+        (&[0], (vec![], vec![])),
+        // The error is over before a poll.
+        (&[denied, 0], (vec![], vec![0])),
+        (&[denied, 0, denied], (vec![0], vec![])),
+    ] {
+        codes.iter().for_each(|code| read(&mut core, *code));
+        assert_eq!(errors(&core.take(10)), expected, "{codes:?}");
+    }
+}
+
+#[test]
+fn the_partitions_of_a_broker_that_fails_for_long_are_reported_while_others_are_read() {
+    let now = Instant::now();
+    let mut core = core(100_000, 2, now);
+    core.on_metadata(&["t".into()], &metadata(1, 2, 6), now);
+    let plan = fetch(&mut core, 2, now);
+    respond(&mut core, 2, &plan, 0, now);
+    let plan = fetch(&mut core, 1, now);
+    core.take(10);
+    core.on_failed(1, Some(plan.number), "reset".to_owned(), true, now);
+    assert_eq!(errors(&core.take(10)), (vec![], vec![]), "an idle connection is closed");
+    core.on_failed(1, None, "refused".to_owned(), false, now);
+    assert_eq!(errors(&core.take(10)), (vec![], vec![]), "another leader may be elected");
+    core.on_failed(1, None, "refused".to_owned(), false, now + 3 * SECOND);
+    assert_eq!(errors(&core.take(10)), (vec![1], vec![]));
+    core.on_connected(1, VERSIONS);
+    let plan = fetch(&mut core, 1, now + 5 * SECOND);
+    core.metadata_work(now + 10 * SECOND);
+    assert_eq!(errors(&core.take(10)), (vec![1], vec![]), "it does not respond");
+    respond(&mut core, 1, &plan, 0, now + 11 * SECOND);
+    assert_eq!(errors(&core.take(10)), (vec![], vec![1]));
+}
+
+/// The response for a partition whose data, gzip of zeros, exceeds the limit when it is decoded.
+fn too_large(partition: i32, data: &[u8]) -> PartitionOutcome {
+    let limits = UnpackLimits { stop_bytes: 1 << 20, max_batch_bytes: 1 << 10 };
+    let unpacked = Some(unpack(data, 0, &[], limits));
+    PartitionOutcome { name: name(partition), unpacked, records_bytes: data.len(), ..empty(partition) }
+}
+
+#[test]
+fn data_that_can_never_be_decoded_is_requested_about_once_a_minute_and_delays_no_other_partition() {
+    let mut builder = BatchBuilder::default();
+    builder.push(&RecordView { key: None, value: Some(&[0; 1 << 20]), headers: &[], timestamp_ms: 0 });
+    let mut data = Vec::new();
+    builder.finish(Codec::Gzip, ProducerState::NONE, &mut data).unwrap();
+    let mut damaged = data.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    for (data, text) in [(data, "larger than 1024 bytes"), (damaged, "its CRC is")] {
+        let mut now = Instant::now();
+        let mut core = core(100_000, 2, now);
+        let (end, mut n_decoded, mut n_others, mut n_errors) = (now + 600 * SECOND, 0, 0, 0);
+        while now < end {
+            now += SECOND / 10;
+            let Work::Fetch(plan) = core.next_work(1, now) else { continue };
+            let has = |partition| plan.wanted.iter().any(|wanted| wanted.fetch.partition == partition);
+            if has(0) {
+                n_decoded += 1;
+                core.on_fetched(1, &plan, outcome(vec![too_large(0, &data), empty(1)]), false, now);
+            } else {
+                respond(&mut core, 1, &plan, 1, now);
+            }
+            let events = core.take(10);
+            n_others += counts(&events).get(&1).copied().unwrap_or(0);
+            for event in events {
+                if let FetchEvent::PartitionError { reason, .. } = event {
+                    assert!(reason.contains(text), "{reason}");
+                    n_errors += 1;
+                }
+            }
+        }
+        assert!((10..25).contains(&n_decoded), "{n_decoded} times in ten minutes");
+        assert!(n_errors > 8 && n_others > 5_000, "{n_errors} errors, {n_others} messages of the other partition");
+    }
+}
+
+#[test]
+fn data_that_was_damaged_on_the_way_is_requested_again_soon() {
+    let now = Instant::now();
+    let mut core = core(100_000, 1, now);
+    let mut builder = BatchBuilder::default();
+    builder.push(&RecordView { key: None, value: Some(&[7; 100]), headers: &[], timestamp_ms: 0 });
+    let mut data = Vec::new();
+    builder.finish(Codec::None, ProducerState::NONE, &mut data).unwrap();
+    for (number, flipped) in [80, 90, 100].into_iter().enumerate() {
+        let mut damaged = data.clone();
+        damaged[flipped] ^= 1;
+        let at = now + SECOND * number as u32;
+        let plan = fetch(&mut core, 1, at);
+        core.on_fetched(1, &plan, outcome(vec![too_large(0, &damaged)]), false, at);
+    }
+    let plan = fetch(&mut core, 1, now + 3 * SECOND);
+    respond(&mut core, 1, &plan, 1, now + 3 * SECOND);
+    assert_eq!(counts(&core.take(10)), HashMap::from([(0, 1)]));
 }

@@ -148,7 +148,7 @@ impl Owner {
                 self.seen.errors += 1;
                 assert!(*offset >= 0);
             }
-            FetchEvent::Unreachable { .. } => {}
+            FetchEvent::Recovered { .. } | FetchEvent::Unreachable { .. } => {}
         }
     }
 

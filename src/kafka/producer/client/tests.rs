@@ -4,6 +4,7 @@ mod client;
 mod closing;
 mod deadlines;
 mod faults;
+mod forgotten;
 mod leaders;
 mod levels;
 mod producer_ids;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use client::{LONG, Message, Settings, TestClient, brief, later};
 
 use super::{AcksLevel, Outcome, Stored};
+use crate::kafka::config::SaslConfig;
 use crate::kafka::error_code as code;
 use crate::kafka::testkit::{ApiKey, Fault, Release, ResponseFault, Scope, TestCluster, TopicSpec};
 

@@ -8,15 +8,16 @@ mod order;
 mod paging;
 mod query;
 
+use std::cell::RefCell;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 
 use crate::html::Utc;
-use crate::http::{Head, Response, Version};
+use crate::http::{Body, Head, Response, Version};
 use crate::kmonitor::facts::{Source, Verdict};
 use crate::kmonitor::sparkline;
 use crate::kmonitor::view::{ClusterView, History, ModuleView, PartitionView, View};
@@ -28,8 +29,14 @@ use query::Query;
 /// Version of the format.
 const VERSION: u8 = 1;
 
-/// Answers a GET or HEAD request for `/v1/delay`, or returns why the query is refused.
-pub(crate) fn answer(view: &View, head: &Head, now: Instant) -> Result<Response, String> {
+/// Answers a GET or HEAD request for `/v1/delay`, or returns why the query is refused. `page` returns what it is given
+/// the function to render, or what that returned before for the same request and view.
+pub(crate) fn answer(
+    view: &View,
+    head: &Head,
+    now: Instant,
+    page: impl FnOnce(&dyn Fn() -> Vec<u8>) -> Body,
+) -> Result<Response, String> {
     let text = head.query.as_deref().unwrap_or_default();
     let query = Query::parse(text)?;
     let version = Version::new(tag(view, text));
@@ -38,7 +45,7 @@ pub(crate) fn answer(view: &View, head: &Head, now: Instant) -> Result<Response,
         Some(read) => version.aged(now.saturating_duration_since(read)),
         None => version,
     };
-    Ok(version.answer(head, "application/json", || render(view, &query)))
+    Ok(version.answer(head, "application/json", || page(&|| render(view, &query))))
 }
 
 /// Returns the name of an answer: equal names mean equal bytes. A restart begins to count the views again, so the time
@@ -55,7 +62,10 @@ fn tag(view: &View, query: &str) -> String {
 
 fn render(view: &View, query: &Query) -> Vec<u8> {
     let Page { entries, next } = paging::page(view, query);
-    let at = At { base: view.clusters.iter().map(|cluster| cluster.published).max() };
+    let at = At {
+        base: view.clusters.iter().map(|cluster| cluster.published).max(),
+        last: RefCell::new((view.made_at, String::new())),
+    };
     let mut by_cluster: Vec<Vec<&ModuleView>> = vec![Vec::new(); view.clusters.len()];
     for Entry { cluster, module, .. } in &entries {
         by_cluster[*cluster].push(module);
@@ -187,9 +197,19 @@ fn decoded<S: Serializer>(hour: &&History, serializer: S) -> Result<S::Ok, S::Er
 /// The time to which ages refer: when the last cluster was published.
 struct At {
     base: Option<Instant>,
+    /// The last time that was written, and its text: most partitions have their verdict since the same time.
+    last: RefCell<(SystemTime, String)>,
 }
 
 impl At {
+    fn utc(&self, time: SystemTime) -> String {
+        let mut last = self.last.borrow_mut();
+        if last.0 != time || last.1.is_empty() {
+            *last = (time, utc(time));
+        }
+        last.1.clone()
+    }
+
     fn age(&self, then: Option<Instant>) -> Option<f64> {
         Some(tenths(self.base?.saturating_duration_since(then?).as_secs_f64()))
     }
@@ -225,7 +245,7 @@ impl At {
             source: module.source.word(),
             topic: &module.topic,
             verdict: module.verdict.word(),
-            since: utc(module.since),
+            since: self.utc(module.since),
             reason: &module.reason,
             reason_code: module.reason_code.word(),
             delay: module.delay,
@@ -249,7 +269,7 @@ impl At {
         Partition {
             partition: view.partition,
             verdict: view.verdict.word(),
-            since: utc(view.since),
+            since: self.utc(view.since),
             reason: &view.reason,
             reason_code: view.reason_code.word(),
             delay: view.delay,
@@ -273,7 +293,7 @@ fn hour<'a>(cluster: &ClusterView, history: &'a History, query: &Query) -> Optio
     query.with_history.then(|| Hour { end: utc(cluster.history_end), step_seconds: 60, delay: history })
 }
 
-fn utc(time: std::time::SystemTime) -> String {
+fn utc(time: SystemTime) -> String {
     Utc(time).to_string()
 }
 

@@ -10,17 +10,31 @@ use crate::broker::PartitionId;
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Shortest time without an owner after which a partition is reported; a hand-over takes less.
 const MIN_UNOWNED: Duration = Duration::from_secs(10);
+/// How long the topic cannot be looked at, or does not exist, before that is reported: it may be created at the same
+/// time as the module, and an election takes seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl KafkaGroup {
-    /// Looks at the topic and at the assignments of all members.
+    /// Looks at the topic and at the assignments of all members. Logs a failure that lasts.
     pub(super) fn look(&mut self) -> StepResult {
-        self.next_look = Instant::now() + LOOK_INTERVAL;
+        let now = Instant::now();
+        self.next_look = now + LOOK_INTERVAL;
+        let outcome = self.look_once();
+        let since = self.look_failure.as_ref().map_or(now, |(since, _)| *since);
+        self.look_failure = outcome.as_ref().err().map(|reason| (since, reason.clone()));
+        if let Some((_, reason)) = self.look_failure.as_ref().filter(|(since, _)| *since < now) {
+            self.warnings.warn(&self.config.group, format!("{reason}, retrying"));
+        }
+        outcome
+    }
+
+    fn look_once(&mut self) -> StepResult {
         let deadline = self.begin_call();
         self.n_partitions = self.membership.n_partitions(deadline)?;
         let Some(n_partitions) = self.n_partitions else {
             self.topic_was_missing = true;
             self.unowned_since.clear();
-            return Err(format!("topic {} does not exist, retrying", self.config.topic));
+            return Err(format!("topic {} does not exist", self.config.topic));
         };
         let deadline = self.begin_call();
         // Unknown during a rebalance: what was known counts on.
@@ -59,16 +73,18 @@ impl KafkaGroup {
             gauge.set(i64::try_from(self.unowned_since.len()).unwrap_or(i64::MAX));
         }
         if let Some(health) = &self.observers.health {
-            health.set(self.state());
+            health.set(self.state(Instant::now()));
         }
     }
 
     /// Returns whether the member has joined and claimed its partitions, and where they begin is stored.
-    fn state(&self) -> Result<(), String> {
+    pub(super) fn state(&self, now: Instant) -> Result<(), String> {
         let without_offset = self.held.iter().filter(|(_, held)| held.progress.stored.is_none());
         let without_offset: Vec<_> = without_offset.map(|(partition, _)| partition).collect();
         if !self.has_joined {
             Err("the group is not joined yet".to_owned())
+        } else if let Some((_, reason)) = self.look_failure.as_ref().filter(|(since, _)| *since + PATIENCE <= now) {
+            Err(reason.clone())
         } else if let Some(trouble) = self.unread() {
             Err(trouble)
         } else if !self.to_claim.is_empty() {

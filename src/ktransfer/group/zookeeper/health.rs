@@ -8,6 +8,9 @@ use crate::broker::PartitionId;
 
 /// Shortest time without an owner after which a partition is reported; a hand-over takes less.
 const MIN_UNOWNED: Duration = Duration::from_secs(10);
+/// How long the topic is missing, or no round is completed, before that is reported: the topic may be created at the
+/// same time as the module, and a connection to ZooKeeper be lost for some seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl ZookeeperGroup {
     /// Notes which partitions of the topic have no owner node. `owned` are the others.
@@ -19,6 +22,20 @@ impl ZookeeperGroup {
         if let Some(trouble) = self.unread() {
             self.warn_rate_limited(trouble);
         }
+    }
+
+    /// Notes why a round was not completed; `None` if it was.
+    pub(super) fn note_round(&mut self, failure: Option<&String>) {
+        let since = self.failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        self.failing = failure.map(|reason| (since, reason.clone()));
+    }
+
+    /// Returns why the topic has not been read for long by any member.
+    fn lasting_failure(&self, now: Instant) -> Option<String> {
+        let is_long = |since: &Instant| *since + PATIENCE <= now;
+        let failure = self.failing.as_ref().filter(|(since, _)| is_long(since)).map(|(_, reason)| reason.clone());
+        let is_missing = self.topic_missing_since.as_ref().is_some_and(is_long);
+        failure.or_else(|| is_missing.then(|| format!("topic {} does not exist in ZooKeeper", self.config.topic)))
     }
 
     /// Returns which partitions are not read, and why: those without an owner for long, and those whose offset is not
@@ -48,19 +65,19 @@ impl ZookeeperGroup {
             gauge.set(as_gauge(self.unowned_since.len()));
         }
         if let Some(health) = &self.observers.health {
-            health.set(self.state());
+            health.set(self.state(Instant::now()));
         }
     }
 
     /// Returns whether the member has joined and claimed its partitions, and where they begin is stored.
-    fn state(&self) -> Result<(), String> {
+    pub(super) fn state(&self, now: Instant) -> Result<(), String> {
         let missing = self.assigned.iter().filter(|partition| !self.held.contains_key(partition));
         let without_offset =
             self.held.iter().filter(|(_, held)| held.progress.stored.is_none()).map(|(partition, _)| partition);
         let (missing, without_offset): (Vec<_>, Vec<_>) = (missing.collect(), without_offset.collect());
         if self.member.is_none() || !self.has_joined {
             Err("the group is not joined yet".to_owned())
-        } else if let Some(trouble) = self.unread() {
+        } else if let Some(trouble) = self.lasting_failure(now).or_else(|| self.unread()) {
             Err(trouble)
         } else if !missing.is_empty() && self.conflict_since.is_none() {
             Err(format!("partitions {missing:?} are not claimed yet"))

@@ -59,9 +59,14 @@ impl ZookeeperGroup {
             Err(DiscoveryError::UnknownTopic(_)) => {
                 self.warn_rate_limited(format!("topic {topic} does not exist in ZooKeeper, retrying"));
                 self.topic_was_missing = true;
+                self.topic_missing_since.get_or_insert_with(Instant::now);
                 Vec::new()
             }
-            partitions => partitions.map_err(|error| error.to_string())?,
+            partitions => {
+                let partitions = partitions.map_err(|error| error.to_string())?;
+                self.topic_missing_since = None;
+                partitions
+            }
         };
         let is_sticky = members.iter().all(|member| self.kinds.get(member) == Some(&MemberKind::Sticky));
         let max_conflict = if is_sticky { MAX_STICKY_CONFLICT } else { MAX_RANGE_CONFLICT };

@@ -369,3 +369,32 @@ fn a_partition_is_released_even_if_its_offset_was_written_by_hand() {
     two.leave();
     assert_eq!(observer.children("/consumers/g/owners/t"), Ok(vec![]));
 }
+
+#[test]
+fn a_missing_topic_and_rounds_that_fail_are_reported_once_they_last() {
+    let ensemble = InMemoryEnsemble::new();
+    let keeper = ensemble.connect(SESSION) as SharedKeeper;
+    let config = ZookeeperGroupConfig {
+        group: "g".into(),
+        topic: "t".into(),
+        offset_update_interval: SESSION,
+        leave_timeout: SESSION,
+    };
+    let mut group = ZookeeperGroup::new(config, Arc::clone(&keeper), Leases::new(keeper));
+    let round_and_states = |group: &mut ZookeeperGroup| {
+        let outcome = group.round();
+        group.note_round(outcome.as_ref().err());
+        let now = Instant::now();
+        [group.state(now), group.state(now + Duration::from_secs(10))]
+    };
+    let missing = Err("topic t does not exist in ZooKeeper".to_owned());
+    assert_eq!(round_and_states(&mut group), [Ok(()), missing]);
+    create_topic(&*ensemble.connect(SESSION), &[1]);
+    let unclaimed = Err("partitions [0] are not claimed yet".to_owned());
+    assert_eq!(round_and_states(&mut group), [unclaimed.clone(), unclaimed.clone()]);
+    let since = Instant::now();
+    group.note_round(Some(&"no right to read".to_owned()));
+    group.note_round(Some(&"NoAuth".to_owned()));
+    assert_eq!(group.state(since), unclaimed);
+    assert_eq!(group.state(Instant::now() + Duration::from_secs(10)), Err("NoAuth".to_owned()));
+}

@@ -199,10 +199,23 @@ impl TestClient {
         self.producer.as_ref().unwrap()
     }
 
+    /// Makes the next `count` starts of threads fail.
+    pub(super) fn fail_starts(&self, count: usize) {
+        self.supervisor.fail_starts(count);
+    }
+
     /// Passes the metadata of all topics to the producer.
     pub(super) fn learn(&self) {
         let mut client = lock(&self.metadata);
         let metadata = client.as_mut().unwrap().request(MetadataTopics::All, later()).unwrap();
+        self.producer().update(&metadata);
+    }
+
+    /// Passes the metadata of these topics to the producer, also of those that do not exist.
+    pub(super) fn learn_of(&self, topics: &[String]) {
+        let names = topics.iter().map(|name| Arc::from(&**name)).collect();
+        let mut client = lock(&self.metadata);
+        let metadata = client.as_mut().unwrap().request(MetadataTopics::Names(names), later()).unwrap();
         self.producer().update(&metadata);
     }
 

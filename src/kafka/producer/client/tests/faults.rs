@@ -185,6 +185,38 @@ fn a_request_that_is_never_answered_ends_at_the_deadlines_of_its_messages() {
 }
 
 #[test]
+fn a_sender_whose_thread_cannot_be_started_is_started_later() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 1);
+    let mut client = TestClient::new(&cluster);
+    client.fail_starts(2);
+    client.offsets(&[client.send(Message::new(AcksLevel::All, "t", 0))]);
+    client.finish(&cluster);
+}
+
+#[test]
+fn a_message_whose_deadline_passes_while_the_connection_is_authenticated_again_was_not_sent() {
+    let user = || SaslConfig::Plain { username: "u".into(), password: "p".into() };
+    for level in CONFIRMED {
+        let lifetime = Duration::from_secs(2);
+        let cluster = TestCluster::builder(1).user("u", "p").session_lifetime(lifetime).start();
+        cluster.create_topic("t", 1);
+        let mut client = TestClient::with(&cluster, |settings| settings.connection.security.sasl = Some(user()));
+        let message = Message::new(level, "t", 0);
+        client.offsets(&[client.send(message.clone())]);
+        cluster.fault(Scope::api(ApiKey::SaslAuthenticate), Fault::held());
+        while cluster.pending_faults() > 0 {
+            client.outcome(client.send(Message { deadline: brief(), ..message.clone() }));
+        }
+        let outcome = client.outcome(client.send(Message { deadline: brief(), ..message.clone() }));
+        assert_eq!(outcome, Outcome::TimedOut(Stored::No));
+        cluster.release_held();
+        client.offsets(&[client.send(message)]);
+        client.finish(&cluster);
+    }
+}
+
+#[test]
 fn a_throttle_time_is_obeyed_and_named_when_messages_time_out() {
     let cluster = TestCluster::start(1);
     cluster.create_topic("t", 1);

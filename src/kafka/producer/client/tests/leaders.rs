@@ -218,8 +218,9 @@ fn a_topic_that_is_recreated_is_sent_messages() {
             false => _ = client.offsets(&numbers),
         }
         client.offsets(&CONFIRMED.map(|level| client.send(Message::new(level, "t", 1))));
+        // A connection that is closed because a partition of its request has another leader leaves the others open.
         let outcome = client.outcome(beyond);
-        assert_eq!(outcome, Outcome::Rejected(code::UNKNOWN_TOPIC_OR_PARTITION, Stored::No), "{release:?}");
+        assert!(matches!(outcome, Outcome::Rejected(code::UNKNOWN_TOPIC_OR_PARTITION, _)), "{release:?}: {outcome:?}");
         client.close(Duration::ZERO);
     }
 }
