@@ -57,6 +57,11 @@ pub(crate) fn ahead(group: &str, topic: &str, partition: PartitionId) -> String 
     format!("{CONSUMERS}/{group}/ahead/{topic}/{partition}")
 }
 
+/// Returns the node of the fencing token of the latest claim on a partition. The original ignores it.
+pub(crate) fn token(group: &str, topic: &str, partition: PartitionId) -> String {
+    format!("{CONSUMERS}/{group}/tokens/{topic}/{partition}")
+}
+
 /// Returns the node of the partitions of a topic that operators have paused. The original ignores it.
 pub(crate) fn paused(group: &str, topic: &str) -> String {
     format!("{CONSUMERS}/{group}/paused/{topic}")

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::group::Generation;
-use super::job::Job;
+use super::job::{Job, WindowId};
 use super::policy::AttemptOutcome;
 use crate::broker::{Offset, PartitionId};
 use crate::locks::lock;
@@ -21,8 +21,8 @@ const MAX_KEY_BYTES: usize = 64;
 /// Number of characters of the outcome of an attempt that are shown.
 const MAX_OUTCOME_CHARS: usize = 200;
 
-/// A message under one claim of its partition.
-pub(super) type ClaimedOffset = (PartitionId, Generation, Offset);
+/// A message under one claim of its partition. Messages of two logs at one offset have different windows.
+pub(super) type ClaimedOffset = (PartitionId, Generation, WindowId, Offset);
 
 /// The board of one module, for a fixed number of workers.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl fmt::Debug for ShortKey {
 }
 
 fn claimed_offset(job: &Job) -> ClaimedOffset {
-    (job.assignment.partition, job.assignment.generation, job.message.offset)
+    (job.assignment.partition, job.assignment.generation, job.window, job.message.offset)
 }
 
 impl AttemptBoard {

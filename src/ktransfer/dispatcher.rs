@@ -7,7 +7,7 @@
 //! never blocks on a thread that may be blocked on the loop.
 //!
 //! `outbox` hands jobs to the workers, `offsets` handles start offsets, gaps and changed logs, `progress` reports to
-//! the group, `release` ends claims, `stop_phase` stops the module, `operator` carries out the requests of operators,
+//! the group, `release` ends claims, `stop` stops the module, `operator` carries out the requests of operators,
 //! `interruption` pauses and seeks, `status` shows the state.
 
 mod channels;
@@ -24,6 +24,7 @@ mod pending_request;
 mod progress;
 mod release;
 mod status;
+mod stop;
 mod stop_phase;
 mod worker_loads;
 

@@ -13,7 +13,8 @@ use crate::broker::{Header, Message, Offset, PartitionId};
 /// The claim on a partition as the workers see it. One is created for each `Gained` event and shared by its jobs.
 ///
 /// A claim ends in two steps, so that a hand-over repeats few messages: in the first step each job below the highest
-/// offset that was pushed still gets one attempt, in the second step no attempt begins. While an operator has paused
+/// offset that was pushed still gets one attempt, in the second step no attempt begins. When another log is read, each
+/// job of the log before gets one attempt. While an operator has paused
 /// the partition, no attempt begins, but a message that was given up still gets its dead letter.
 pub(super) struct Assignment {
     /// The claimed partition.
@@ -58,13 +59,15 @@ impl Assignment {
         }
     }
 
-    /// From this window on, another log is read: no message of it was attempted.
+    /// From this window on, another log is read: no message of it was attempted. Then the dispatcher must send
+    /// [`WorkerMessage::Recheck`] to the workers: jobs of the log before get one attempt each.
     pub(super) fn begin_log(&self, window: WindowId) {
         self.log_since.store(window.0, Ordering::SeqCst);
         self.highest_started.store(Offset::MIN, Ordering::SeqCst);
     }
 
-    fn is_of_present_log(&self, window: WindowId) -> bool {
+    /// Whether the messages of this window are of the log that is read. Others cannot be read again.
+    pub(super) fn is_of_present_log(&self, window: WindowId) -> bool {
         self.log_since.load(Ordering::SeqCst) <= window.0
     }
 
@@ -120,6 +123,8 @@ impl Assignment {
     /// Whether the work on a job ends without a (further) attempt. `is_started` says whether an attempt was made.
     pub(super) fn is_over_for(&self, window: WindowId, offset: Offset, is_started: bool) -> bool {
         match self.phase() {
+            // A message of a log that is gone must not hold up those of its key in the present log for ever.
+            ClaimPhase::Held if is_started && !self.is_of_present_log(window) => true,
             ClaimPhase::Held => self.is_paused.load(Ordering::SeqCst),
             ClaimPhase::Draining if is_started || self.is_paused.load(Ordering::SeqCst) => true,
             // A message that would only add to the messages ahead of the commit point is left to the next owner. One of
@@ -368,6 +373,11 @@ mod tests {
         // A retry of a message that was read before.
         assignment.note_started(old, 2000);
         assignment.note_started(new, 3);
+        for (window, is_started, is_over) in
+            [(old, false, false), (old, true, true), (new, false, false), (new, true, false)]
+        {
+            assert_eq!(assignment.is_over_for(window, 3, is_started), is_over, "{window:?} {is_started}");
+        }
         assignment.enter(ClaimPhase::Draining);
         for (window, offset, is_started, is_over) in [
             (new, 3, false, false),

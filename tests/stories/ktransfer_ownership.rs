@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::fleet::{Fleet, Reply};
+use crate::harness::fleet::{Arrival, Fleet, Reply};
 use crate::harness::{Cluster, Member, STOP_DEADLINE, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -97,4 +97,44 @@ fn a_paused_instance_sends_nothing_after_its_partitions_were_taken_over() {
     // A process may be stopped between its last look at the clock and the system call; of 16 workers that are busy, few
     // are in that place. Only the fencing token protects against their requests.
     assert!(n_stale <= 2, "{n_stale} pushes under claims that had ended");
+}
+
+#[test]
+fn the_fencing_token_grows_also_when_an_operator_deletes_the_stored_offset() {
+    let cluster = cluster();
+    let topic = cluster.new_topic("deleted_offset", 1);
+    let module = unique("deleted_offset");
+    let fleet = Fleet::start(1, |_| Reply::ok());
+    fleet.refuse_stale_claims();
+    let start = || Member::start(cluster, &module, "a", configs::module(&topic, &fleet.addresses()));
+    let produce = |n: usize| {
+        for _ in 0..n {
+            cluster.produce(&topic, 0, &[(b"k", b"x")]);
+        }
+    };
+    let wait_until_stored = |next: i64| {
+        wait_until(DEADLINE, "the offset is stored", || cluster.stored_offset(&module, &topic, 0) == Some(next));
+    };
+    produce(3);
+    let mut member = start();
+    wait_until_stored(3);
+    member.daemon.stop(STOP_DEADLINE);
+    let mut member = start();
+    produce(2);
+    wait_until_stored(5);
+    let newest = || fleet.arrivals().iter().filter_map(Arrival::claim).max();
+    // The second time as if all of the group had been deleted.
+    for deleted in [&["offsets"][..], &["tokens", "offsets"]] {
+        let before = newest();
+        for folder in deleted {
+            let path = format!("{}/consumers/{module}/{folder}/{topic}/0", cluster.chroot);
+            assert!(cluster.zk().delete(&path), "{path}");
+        }
+        produce(1);
+        fleet.wait_for("a push with a larger token", DEADLINE, |arrival| {
+            arrival.is_delivered() && arrival.claim() > before
+        });
+    }
+    member.daemon.stop(STOP_DEADLINE);
+    assert_eq!(fleet.count(|arrival| arrival.status == Some(412)), 0, "no claim was taken for an older one");
 }

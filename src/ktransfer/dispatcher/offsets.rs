@@ -133,6 +133,8 @@ impl Dispatcher {
         let window = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.replace_window(window, start);
+        // What was pushed of the log before, and refused, must not hold up the messages with its key in this one.
+        state.in_flight -= self.outbox.drop_over(&state.assignment);
         let generation = state.generation();
         let StartPosition { offset: next, log } = start;
         // With an empty snapshot: messages done ahead in the old log do not exist in this one.

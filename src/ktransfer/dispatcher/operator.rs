@@ -152,7 +152,7 @@ impl Dispatcher {
     ) -> Option<Arc<SkipOrder>> {
         let state = self.partitions.get_mut(&partition)?;
         let generation = state.generation();
-        let window = state.window_of_letter(offset).unwrap_or(state.window_id);
+        let window = state.job_window(offset);
         let (by, turn) = (Arc::clone(by), Turn::default());
         let order = Arc::new(SkipOrder { partition, generation, window, offset, by, stores_letter, turn });
         let unsent = match self.context.dead_letters.as_ref().filter(|_| stores_letter) {

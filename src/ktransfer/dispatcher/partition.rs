@@ -172,9 +172,14 @@ impl ClaimedPartition {
     }
 
     /// Returns the window of the job at `offset` of the present log that waits for its dead letter.
-    pub(super) fn window_of_letter(&self, offset: Offset) -> Option<WindowId> {
+    fn window_of_letter(&self, offset: Offset) -> Option<WindowId> {
         let (found, window) = self.letters.range((offset, self.log_since)..).next()?;
         (*found == offset).then_some(*window)
+    }
+
+    /// Returns the window of the job that may end the message at `offset` of the present log.
+    pub(super) fn job_window(&self, offset: Offset) -> WindowId {
+        self.window_of_letter(offset).unwrap_or(self.window_id)
     }
 
     /// Whether a job of this window at `offset` may still end the message there.

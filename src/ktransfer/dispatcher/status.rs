@@ -112,7 +112,8 @@ impl Dispatcher {
         on_wire: &HashMap<ClaimedOffset, PushOnWire>,
         now: Instant,
     ) -> HeadStatus {
-        let message = (state.assignment.partition, state.generation(), head.offset);
+        let window = state.job_window(head.offset);
+        let message = (state.assignment.partition, state.generation(), window, head.offset);
         let (push, failure) = (on_wire.get(&message), self.context.attempts.failure(&message));
         let key = push.map(|push| push.key).or_else(|| failure.as_ref().map(|failure| failure.key));
         HeadStatus {

@@ -4,12 +4,13 @@
 //! Claiming creates the offset node if it is missing, and writes it once without changing its data. That write changes
 //! the node's version, so a late store of an earlier owner fails (fencing). Every change is also conditional on the
 //! member's registration: it exists only in the session in which the member joined, so nothing is changed after that
-//! session has ended. Every step may fail, or ZooKeeper may carry it out without a response; it is safe to repeat.
+//! session has ended. A claim also writes the fencing token for the backends (`token`). Every step may fail, or
+//! ZooKeeper may carry it out without a response; it is safe to repeat.
 //!
 //! All functions work on several partitions, whose requests are in flight at the same time.
 
-use super::ahead;
 use super::mailbox::DoneAhead;
+use super::{ahead, token};
 use crate::broker::{Offset, PartitionId};
 use crate::keeper::paths::{self, BadOffset, create_with_parents};
 use crate::keeper::{Change, Keeper, KeeperError, Lifetime, Node};
@@ -34,6 +35,8 @@ pub(super) enum ClaimOutcome {
     Claimed {
         /// Version of the offset node; the next store is conditional on it.
         version: i32,
+        /// The fencing token of the claim.
+        token: u64,
         /// The stored offset; `None` if none is stored.
         position: Option<Offset>,
         /// The messages done ahead that are stored beside the offset.
@@ -82,6 +85,10 @@ impl Claimant<'_> {
 
     fn ahead(&self, partition: PartitionId) -> String {
         paths::ahead(self.group, self.topic, partition)
+    }
+
+    fn token(&self, partition: PartitionId) -> String {
+        paths::token(self.group, self.topic, partition)
     }
 
     /// Makes each change only while this member's registration exists.
@@ -141,25 +148,34 @@ impl Claimant<'_> {
 
     /// Reads the offsets of partitions that have the owner node of this member, and writes them once.
     fn fence_all(&self, partitions: &[PartitionId]) -> Vec<Result<ClaimOutcome, KeeperError>> {
-        let paths = partitions.iter().flat_map(|partition| [self.offset(*partition), self.ahead(*partition)]);
+        let of = |partition: &PartitionId| [self.offset(*partition), self.ahead(*partition), self.token(*partition)];
+        let paths = partitions.iter().flat_map(of);
         let mut nodes = self.keeper.read_all(&paths.collect::<Vec<_>>()).into_iter();
         let mut next = || nodes.next().expect("a result for each path");
         let mut plan = |partition: &PartitionId| {
-            let (offset, ahead) = (next(), next());
-            self.plan_fencing(*partition, offset?, ahead?)
+            let (offset, ahead, token) = (next(), next(), next());
+            self.plan_fencing(*partition, offset?, ahead?, token?)
         };
         let plans: Vec<Result<Fencing, KeeperError>> = partitions.iter().map(&mut plan).collect();
         let changes = |plan: &Fencing| plan.outcome.is_ok().then(|| plan.changes.clone());
         let writes: Vec<_> = plans.iter().flatten().filter_map(changes).collect();
         let mut written = self.keeper.multi_all(&writes).into_iter();
-        let finish = |plan: Result<Fencing, KeeperError>| match plan?.outcome {
-            Err(bad) => Ok(ClaimOutcome::Unreadable(bad)),
-            Ok((position, ahead)) => {
-                // Fails if an earlier owner stored an offset after the read above: the next attempt reads that offset.
-                let versions = written.next().expect("a result for each write")?;
-                let version = versions.get(1).copied().unwrap_or_default();
-                Ok(ClaimOutcome::Claimed { version, position, ahead })
-            }
+        let finish = |plan: Result<Fencing, KeeperError>| {
+            let Fencing { changes, outcome, token_path, token } = plan?;
+            let (position, ahead) = match outcome {
+                Err(bad) => return Ok(ClaimOutcome::Unreadable(bad)),
+                Ok(kept) => kept,
+            };
+            // Fails if an earlier owner stored an offset after the read above: the next attempt reads that offset.
+            let versions = match written.next().expect("a result for each write") {
+                Err(KeeperError::NoNode(path)) if path == token_path => {
+                    self.create_folder(&path)?;
+                    self.keeper.multi(&changes)?
+                }
+                versions => versions?,
+            };
+            let version = versions.get(1).copied().unwrap_or_default();
+            Ok(ClaimOutcome::Claimed { version, token, position, ahead })
         };
         plans.into_iter().map(finish).collect()
     }
@@ -169,8 +185,9 @@ impl Claimant<'_> {
         partition: PartitionId,
         offset: Option<Node>,
         ahead: Option<Node>,
+        latest_token: Option<Node>,
     ) -> Result<Fencing, KeeperError> {
-        let path = self.offset(partition);
+        let (path, token_path) = (self.offset(partition), self.token(partition));
         let offset = match offset {
             Some(node) => node,
             None => {
@@ -184,7 +201,7 @@ impl Claimant<'_> {
         };
         let position = match paths::parse_offset(&offset.data) {
             Ok(position) => position,
-            Err(bad) => return Ok(Fencing { changes: Vec::new(), outcome: Err(bad) }),
+            Err(bad) => return Ok(Fencing { changes: Vec::new(), outcome: Err(bad), token_path, token: 0 }),
         };
         let stored = |node: &Node| ahead::decode(&node.data, position?, offset.version);
         let known = ahead.as_ref().and_then(stored);
@@ -196,7 +213,13 @@ impl Claimant<'_> {
             };
             changes.push(Change::Write(self.ahead(partition), data, None));
         }
-        Ok(Fencing { changes: self.guarded(changes), outcome: Ok((position, known.unwrap_or_default())) })
+        let token = token::next(latest_token.as_ref(), next_version(offset.version));
+        changes.push(match latest_token {
+            Some(_) => Change::Write(token_path.clone(), token::encode(token), None),
+            None => Change::Create(token_path.clone(), token::encode(token), Lifetime::Persistent),
+        });
+        let outcome = Ok((position, known.unwrap_or_default()));
+        Ok(Fencing { changes: self.guarded(changes), outcome, token_path, token })
     }
 
     /// Stores offsets, and what is done ahead of them. Each store is conditional on the version of the offset node.
@@ -309,6 +332,8 @@ impl Claimant<'_> {
 struct Fencing {
     changes: Vec<Change>,
     outcome: Result<(Option<Offset>, DoneAhead), BadOffset>,
+    token_path: String,
+    token: u64,
 }
 
 /// Returns the version of a node after the next write: the server counts up, and wraps around.

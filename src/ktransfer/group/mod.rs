@@ -45,6 +45,7 @@ mod observers;
 pub(crate) mod offset_stores;
 mod progress;
 mod store_receipts;
+mod token;
 pub mod zookeeper;
 
 use std::ops::Range;

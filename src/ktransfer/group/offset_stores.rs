@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::kafka::metadata::{self, CommitMetadata, MAX_BYTES};
 use super::kafka::pause_fields::GroupPauses;
 use super::mailbox::DoneAhead;
-use super::{StoredPosition, ahead};
+use super::{StoredPosition, ahead, token};
 use crate::broker::PartitionId;
 use crate::broker::membership::{CommitError, CommittedOffset, GroupOffsets};
 use crate::keeper::paths::{self, create_with_parents};
@@ -79,8 +79,8 @@ impl ZookeeperOffsets<'_> {
         write_node(self.keeper, &path, pauses, version).map_err(to_text)
     }
 
-    /// Returns the two writes of a position, conditional on the version of the offset node.
-    fn changes_of(&self, partition: PartitionId, position: &StoredPosition) -> Result<[Change; 2], String> {
+    /// Returns the writes of a position, conditional on the version of the offset node.
+    fn changes_of(&self, partition: PartitionId, position: &StoredPosition) -> Result<[Change; 3], String> {
         let path = paths::offset(self.group, self.topic, partition);
         let node = self.keeper.read(&path).map_err(to_text)?;
         let version = node.ok_or_else(|| format!("node {path} was deleted meanwhile"))?.version;
@@ -93,7 +93,10 @@ impl ZookeeperOffsets<'_> {
         let data = ahead::encode(position.next, version.wrapping_add(1), &done);
         let ahead_path = paths::ahead(self.group, self.topic, partition);
         let write = Change::Write(path, paths::offset_text(position.next), Some(version));
-        Ok([write, Change::Write(ahead_path, data, None)])
+        let token_path = paths::token(self.group, self.topic, partition);
+        let latest = self.keeper.read(&token_path).map_err(to_text)?;
+        let token = token::encode(token::after_move(latest.as_ref()));
+        Ok([write, Change::Write(ahead_path, data, None), Change::Write(token_path, token, None)])
     }
 }
 
@@ -132,6 +135,7 @@ impl OffsetStore for ZookeeperOffsets<'_> {
             let mut changes = Vec::new();
             for (partition, position) in some {
                 self.ensure(&paths::ahead(self.group, self.topic, **partition), ahead::VOID)?;
+                self.ensure(&paths::token(self.group, self.topic, **partition), b"0")?;
                 changes.extend(self.changes_of(**partition, position)?);
             }
             self.keeper.multi(&changes).map_err(to_text)?;

@@ -14,7 +14,7 @@ impl Worker {
         self.queues.finish(queue);
     }
 
-    /// Abandons a taken job, and the later jobs of its claim with the same key: they must not overtake it.
+    /// Abandons a taken job, and the later jobs with the same key that must not overtake it.
     pub(super) fn abandon(&mut self, queue: QueueId, pending: PendingJob) {
         // The dispatcher sends no job of a claim after it has moved the claim on, so the channel has the last of them.
         self.receive_all();
@@ -22,7 +22,7 @@ impl Worker {
     }
 
     fn abandon_queue(&mut self, queue: QueueId, pending: PendingJob) {
-        for behind in self.queues.remove_behind(queue, |behind| behind.is_of_claim(&pending.job)) {
+        for behind in self.queues.remove_behind(queue, |behind| behind.follows(&pending.job)) {
             self.acknowledge(behind, JobEnd::Abandoned);
         }
         self.acknowledge(pending, JobEnd::Abandoned);
@@ -41,11 +41,12 @@ impl Worker {
             if broken.iter().any(|claim| Arc::ptr_eq(claim, assignment)) {
                 return true;
             }
-            if claims.contains(&assignment.id()) && pending.is_over() {
+            let is_over = claims.contains(&assignment.id()) && pending.is_over();
+            // Nobody pushes a message of a log that is gone again, so none can overtake it.
+            if is_over && assignment.is_of_present_log(pending.job.window) {
                 broken.push(Arc::clone(assignment));
-                return true;
             }
-            false
+            is_over
         });
         for pending in removed {
             self.acknowledge(pending, JobEnd::Abandoned);

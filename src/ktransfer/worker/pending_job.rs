@@ -75,8 +75,10 @@ impl PendingJob {
         JobPlace { partition, generation, window: *window, offset: message.offset }
     }
 
-    /// Whether the job has the same claim as `job`.
-    pub(super) fn is_of_claim(&self, job: &Job) -> bool {
-        Arc::ptr_eq(&self.job.assignment, &job.assignment)
+    /// Whether the job must not be attempted after `abandoned`, a job before it, was abandoned: they have the same
+    /// claim, and its next owner pushes both. Nobody pushes a message of a log that is gone again, so none waits for it.
+    pub(super) fn follows(&self, abandoned: &Job) -> bool {
+        let Job { assignment, window, .. } = abandoned;
+        Arc::ptr_eq(&self.job.assignment, assignment) && assignment.is_of_present_log(*window)
     }
 }

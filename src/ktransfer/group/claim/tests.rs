@@ -14,11 +14,49 @@ fn member<'a>(keeper: &'a dyn Keeper, id: &'a str) -> Claimant<'a> {
 }
 
 fn claim(member: &Claimant<'_>, partition: PartitionId) -> Result<ClaimOutcome, KeeperError> {
-    member.claim_all(&[partition]).remove(0)
+    without_token(member.claim_all(&[partition]).remove(0))
+}
+
+/// Tokens may be the time; they have tests of their own.
+fn without_token(mut outcome: Result<ClaimOutcome, KeeperError>) -> Result<ClaimOutcome, KeeperError> {
+    if let Ok(ClaimOutcome::Claimed { token, .. }) = &mut outcome {
+        *token = 0;
+    }
+    outcome
 }
 
 fn claimed(version: i32, position: Option<Offset>) -> Result<ClaimOutcome, KeeperError> {
-    Ok(ClaimOutcome::Claimed { version, position, ahead: DoneAhead::default() })
+    Ok(ClaimOutcome::Claimed { version, token: 0, position, ahead: DoneAhead::default() })
+}
+
+fn token_of(member: &Claimant<'_>) -> u64 {
+    match member.claim_all(&[0]).remove(0) {
+        Ok(ClaimOutcome::Claimed { token, .. }) => token,
+        other => panic!("not claimed: {other:?}"),
+    }
+}
+
+#[test]
+fn the_token_grows_also_if_nodes_are_deleted_and_is_the_version_where_it_was_before() {
+    let keeper = InMemoryEnsemble::new().connect(TIMEOUT);
+    let one = member(&*keeper, "h:1");
+    create_with_parents(&*keeper, OFFSET, b"7", Lifetime::Persistent).unwrap();
+    for version in 0..40 {
+        keeper.write(OFFSET, b"8", version).unwrap();
+    }
+    assert_eq!(token_of(&one), 41, "as an earlier version of the program");
+    keeper.delete(OFFSET, 41).unwrap();
+    assert_eq!(token_of(&one), 42);
+    // Created again by hand.
+    keeper.delete(OFFSET, 1).unwrap();
+    keeper.create(OFFSET, b"3", Lifetime::Persistent).unwrap();
+    assert_eq!(token_of(&one), 43);
+    keeper.delete(OFFSET, 1).unwrap();
+    let token_node = keeper.read("/consumers/g/tokens/t/0").unwrap().expect("it is kept");
+    keeper.delete("/consumers/g/tokens/t/0", token_node.version).unwrap();
+    let token = token_of(&one);
+    assert!(token > 1_700_000_000_000, "the time: {token}");
+    assert_eq!(token_of(&one), token + 1);
 }
 
 fn store(
@@ -99,7 +137,7 @@ fn many_partitions_are_claimed_stored_and_released_together() {
     let one = member(&*keeper, "h:1");
     create_with_parents(&*keeper, "/consumers/g/offsets/t/1", b"soon", Lifetime::Persistent).unwrap();
     create_with_parents(&*keeper, "/consumers/g/owners/t/2", b"other", Lifetime::Persistent).unwrap();
-    let outcomes = one.claim_all(&[0, 1, 2, 3]);
+    let outcomes: Vec<_> = one.claim_all(&[0, 1, 2, 3]).into_iter().map(without_token).collect();
     let unreadable = Ok(ClaimOutcome::Unreadable(BadOffset("soon".into())));
     assert_eq!(outcomes, [claimed(1, None), unreadable, Ok(ClaimOutcome::Owned), claimed(1, None)]);
     let ahead = DoneAhead::default();
@@ -122,7 +160,7 @@ fn what_is_done_ahead_is_stored_with_the_offset_and_kept_by_the_next_claim() {
     };
     // The commit point stands still, so only the second node is written.
     assert_eq!(store(&one, 2, Some(7), 7, &ahead), Ok(StoreOutcome::Stored(2)));
-    let kept = |version| Ok(ClaimOutcome::Claimed { version, position: Some(7), ahead: ahead.clone() });
+    let kept = |version| Ok(ClaimOutcome::Claimed { version, token: 0, position: Some(7), ahead: ahead.clone() });
     assert_eq!(claim(&one, 0), kept(3));
     assert_eq!(claim(&one, 0), kept(4), "a claim keeps the node valid");
 
@@ -133,7 +171,7 @@ fn what_is_done_ahead_is_stored_with_the_offset_and_kept_by_the_next_claim() {
         ranges: [11..12, 15..16].into(),
         read_epoch: Some(5),
     };
-    assert_eq!(claim(&one, 0), Ok(ClaimOutcome::Claimed { version: 6, position: Some(11), ahead: rest }));
+    assert_eq!(claim(&one, 0), Ok(ClaimOutcome::Claimed { version: 6, token: 0, position: Some(11), ahead: rest }));
 
     keeper.write(OFFSET, b"11", 6).unwrap();
     assert_eq!(claim(&one, 0), claimed(8, Some(11)), "the offset was set by hand");

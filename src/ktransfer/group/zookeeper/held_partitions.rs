@@ -84,7 +84,9 @@ impl ZookeeperGroup {
 
     fn on_claim(&mut self, partition: PartitionId, epoch: Epoch, outcome: ClaimOutcome) {
         match outcome {
-            ClaimOutcome::Claimed { version, position, ahead } => self.hold(partition, epoch, version, position, ahead),
+            ClaimOutcome::Claimed { version, token, position, ahead } => {
+                self.hold(partition, epoch, (version, token), position, ahead);
+            }
             ClaimOutcome::Owned => {
                 self.stray_claims.remove(&partition);
             }
@@ -96,7 +98,14 @@ impl ZookeeperGroup {
         }
     }
 
-    fn hold(&mut self, partition: PartitionId, epoch: Epoch, version: i32, stored: Option<Offset>, ahead: DoneAhead) {
+    fn hold(
+        &mut self,
+        partition: PartitionId,
+        epoch: Epoch,
+        (version, token): (i32, u64),
+        stored: Option<Offset>,
+        ahead: DoneAhead,
+    ) {
         self.last_generation += 1;
         let generation = Generation(self.last_generation);
         let fence = self.leases.new_fence(epoch);
@@ -107,14 +116,7 @@ impl ZookeeperGroup {
             done_ahead: Arc::clone(&ahead.ranges),
             read_epoch: ahead.read_epoch,
         });
-        let claim = Claim {
-            partition,
-            generation,
-            fence: Arc::clone(&fence),
-            // A claim writes the offset node, so every claim of the partition has a higher version.
-            token: u64::try_from(version).unwrap_or(0),
-            position,
-        };
+        let claim = Claim { partition, generation, fence: Arc::clone(&fence), token, position };
         let held = HeldPartition {
             generation,
             fence,

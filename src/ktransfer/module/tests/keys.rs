@@ -224,3 +224,29 @@ fn every_refused_message_is_given_up_after_its_attempts_and_holds_up_no_other() 
     assert!(rig.metrics().contains("outcome=\"given_up\"} 10"));
     assert_one_at_a_time_in_order(received);
 }
+
+#[test]
+fn refused_messages_of_a_recreated_topic_hold_up_no_message_of_the_new_one() {
+    let answer = |request: &ReceivedRequest| if request.body.starts_with(b"first") { 500 } else { 200 };
+    let mut rig = ModuleRig::start(1, |_| {}, answer);
+    for body in ["first-0", "first-1", "first-2"] {
+        rig.broker.put("t", 0, Some(b"k"), body.as_bytes());
+    }
+    rig.gain(0, 1, Some(0));
+    wait_until("the first message is retried", || 2 < rig.backend.received().len());
+    rig.broker.recreate_topic("t", 1);
+    for body in ["second-0", "second-1", "second-2", "second-3"] {
+        rig.broker.put("t", 0, Some(b"k"), body.as_bytes());
+    }
+    wait_until("the messages of the new topic are done", || rig.commit_point(0) == Some(4));
+    let bodies: Vec<String> =
+        rig.backend.received().iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
+    // What had not been attempted of the old topic gets one attempt.
+    let n_refused = bodies.iter().take_while(|body| *body == "first-0").count();
+    let rest = ["first-1", "first-2", "second-0", "second-1", "second-2", "second-3"];
+    assert_eq!(bodies[n_refused..], rest);
+    wait_until("all memory is returned", || rig.metric("ktransfer_in_flight_bytes") == 0);
+    assert_eq!(rig.metric("ktransfer_window_in_use"), 0);
+    rig.end();
+    assert_eq!(rig.releases(), [(0, Some(4))]);
+}
