@@ -18,6 +18,7 @@ mod connection;
 mod connector;
 mod exchange;
 mod head;
+mod lookup_schedule;
 mod name_lookup;
 mod profile;
 mod pusher;

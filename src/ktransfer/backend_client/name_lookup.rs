@@ -1,54 +1,53 @@
-//! Looks up the names of backends without waiting longer than a deadline or the stop.
+//! Looks up the names of backends, each on a thread of its own.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use crossbeam_channel::{bounded, select};
+use crossbeam_channel::Sender;
 
-use crate::shutdown::Stop;
 use crate::supervise::spawn_expendable;
 
-/// How long a caller waits for one look-up.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Limit on the look-ups of the process that run at the same time. More than one for a module means that they hang.
+/// Limit on the look-ups of the process that run at the same time. Those that hang count, too.
 const MAX_LOOKUPS: usize = 64;
 
-/// Looks up `host:port` on a thread of its own, since `getaddrinfo` has no deadline; the thread is abandoned while it
-/// hangs. Returns `None` after the stop.
-pub(super) fn look_up(name: &str, stop: &Stop) -> Option<Result<Vec<SocketAddr>, String>> {
+/// The addresses of a name, or why it has none.
+pub(super) type Found = Result<Vec<SocketAddr>, String>;
+
+/// Starts to look up `host:port`, and returns at once: `getaddrinfo` has no deadline. The name and the result are sent
+/// to `found`, which has room for them. Fails if no look-up can be started.
+pub(super) fn start(name: &str, found: &Sender<(String, Found)>) -> Result<(), String> {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     if THREADS.fetch_add(1, Ordering::Relaxed) >= MAX_LOOKUPS {
         THREADS.fetch_sub(1, Ordering::Relaxed);
-        return Some(Err(format!("{MAX_LOOKUPS} earlier look-ups have not ended")));
+        return Err(format!("{MAX_LOOKUPS} earlier look-ups have not ended"));
     }
-    let (sender, outcome) = bounded(1);
-    let host = name.to_owned();
+    let (host, found) = (name.to_owned(), found.clone());
     let started = spawn_expendable("names-look-up", move || {
-        // The channel has room for the only outcome.
-        let _ = sender.send(host.to_socket_addrs().map(Iterator::collect).map_err(|cause| cause.to_string()));
+        let addresses = host.to_socket_addrs().map(Iterator::collect).map_err(|cause| cause.to_string());
+        // Fails only after the module has ended.
+        let _ = found.send((host, addresses));
         THREADS.fetch_sub(1, Ordering::Relaxed);
     });
-    if let Err(cause) = started {
+    started.map_err(|cause| {
         THREADS.fetch_sub(1, Ordering::Relaxed);
-        return Some(Err(format!("a thread cannot be started: {cause}")));
-    }
-    select! {
-        recv(outcome) -> outcome => Some(outcome.unwrap_or_else(|_| Err("the look-up panicked".to_owned()))),
-        recv(stop.closed()) -> _ => None,
-        default(LOOKUP_TIMEOUT) => Some(Err("the name server did not answer in time".to_owned())),
-    }
+        format!("a thread cannot be started: {cause}")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crossbeam_channel::unbounded;
 
     #[test]
     fn a_name_is_looked_up_or_the_reason_is_returned() {
-        let stop = Stop::new();
-        let found = look_up("localhost:82", &stop).expect("not stopped").unwrap();
-        assert!(!found.is_empty() && found.iter().all(|address| address.ip().is_loopback() && address.port() == 82));
-        assert!(look_up("no port", &stop).expect("not stopped").is_err());
+        let (sender, found) = unbounded();
+        start("localhost:82", &sender).unwrap();
+        let (name, addresses) = found.recv().unwrap();
+        let addresses = addresses.unwrap();
+        assert!(name == "localhost:82" && !addresses.is_empty());
+        assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() == 82));
+        start("no port", &sender).unwrap();
+        assert!(found.recv().unwrap().1.is_err());
     }
 }

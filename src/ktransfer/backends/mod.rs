@@ -34,6 +34,7 @@ use log::Level;
 use super::config::ModuleConfig;
 use super::metrics::{BackendMetrics, ModuleMetrics};
 use super::policy::AttemptOutcome;
+use super::unresolved_names::UnresolvedNames;
 use crate::locks::lock;
 use crate::log_limited;
 use ejection::Ejection;
@@ -55,6 +56,8 @@ pub(super) struct Backends {
     /// Whether every backend is in use. Written with the lock, read without it.
     are_all_in_use: AtomicBool,
     shared: Mutex<Shared>,
+    /// Those without an address yet are spared.
+    unresolved: UnresolvedNames,
 }
 
 struct Backend {
@@ -174,7 +177,17 @@ impl Backends {
             backends: servers.iter().map(|server| Backend::new(server, metrics)).collect(),
             are_all_in_use: AtomicBool::new(true),
             shared: Mutex::new(shared),
+            unresolved: UnresolvedNames::default(),
         }
+    }
+
+    /// Spares the backends whose name has no address yet.
+    pub(super) fn sparing(self, unresolved: &UnresolvedNames) -> Backends {
+        Backends { unresolved: unresolved.clone(), ..self }
+    }
+
+    fn is_resolved(&self, index: usize) -> bool {
+        !self.unresolved.has(&self.backends[index].server)
     }
 
     /// Returns the entry of `backend_servers` at this index.
@@ -195,7 +208,7 @@ impl Backends {
     /// Chooses the backend of a push, in the order of the worker's round robin.
     pub(super) fn choose(&self, rotation: &mut BackendRotation, push: NextPush, now: Instant) -> Choice {
         if self.are_all_in_use() {
-            let index = self.next_of(rotation, push.last, self.backends.len(), |_| Some(true));
+            let index = self.next_of(rotation, push.last, self.backends.len(), |index| Some(self.is_resolved(index)));
             if let Some(chosen) = index.and_then(|index| self.begin_in_use(rotation, index, &push)) {
                 return Choice::Use(chosen);
             }
@@ -215,7 +228,9 @@ impl Backends {
             return Choice::Use(self.begin(rotation, index, true, &push));
         }
         let phases = &shared.phases;
-        let has_turn = |index: usize| phases.is_usable(index).then(|| push.random < phases.weight(index, now));
+        let has_turn = |index: usize| {
+            phases.is_usable(index).then(|| push.random < phases.weight(index, now) && self.is_resolved(index))
+        };
         match self.next_of(rotation, push.last, n_usable, has_turn) {
             Some(index) => Choice::Use(self.begin(rotation, index, false, &push)),
             None => Choice::WaitUntil(phases.next_look(now).unwrap_or(now)),

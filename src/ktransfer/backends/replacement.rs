@@ -50,6 +50,7 @@ impl Backends {
             backends,
             are_all_in_use: AtomicBool::new(false),
             shared: Mutex::new(Shared { phases, rates, waiting: BTreeSet::new() }),
+            unresolved: self.unresolved.clone(),
         };
         changed.settle(&mut changed.lock(), now);
         changed

@@ -38,7 +38,7 @@ impl PushAttempt for Pusher {
     fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome> {
         match Pusher::push(self, job, url, attempt) {
             PushEnd::Attempted(outcome) => Some(outcome),
-            PushEnd::NotBegun | PushEnd::Aborted => None,
+            PushEnd::NotBegun | PushEnd::Unresolved | PushEnd::Aborted => None,
         }
     }
 
