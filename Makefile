@@ -28,6 +28,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
+# Most unit tests wait for time to pass.
+UNIT_TEST_THREADS ?= 6
 SECONDS_EACH ?= 10
 SOAK_SECONDS ?= 3600
 SEED ?= 1
@@ -51,7 +53,10 @@ demo: tools all
 
 test: tools
 	@.ci/tools monitoring browser
-	CHROMIUM=required $(CARGO) test --release --locked
+	$(CARGO) test --release --locked --no-run
+	RUST_TEST_THREADS=$(UNIT_TEST_THREADS) $(CARGO) test --release --locked --lib --bins --examples
+	$(CARGO) test --release --locked --doc
+	CHROMIUM=required $(CARGO) test --release --locked --test stories
 
 screenshots: build-tools
 	@.ci/tools browser

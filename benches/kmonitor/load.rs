@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use crate::harness::http::{Client, connect_raw};
 
 /// What a group of clients does: its name, the path, their number, and the pause between two requests of one.
-const CLIENTS: [(&str, &str, u32, Duration); 5] = [
+const CLIENTS: [(&str, &str, u32, Duration); 6] = [
     ("/delay", "/delay", 50, Duration::from_secs(1)),
     ("/metrics", "/metrics", 3, Duration::from_secs(5)),
     ("/v1/delay", "/v1/delay", 3, Duration::from_secs(5)),
+    ("/v1 all", "/v1/delay?partitions=all", 2, Duration::from_secs(5)),
     ("/", "/", 3, Duration::from_secs(5)),
     ("/rows", "/rows", 10, Duration::from_secs(5)),
 ];

@@ -3,7 +3,8 @@
 //!
 //! The modules have a topic each, and a fifth of them is behind. ZooKeeper and the brokers are programs in this process
 //! that count their requests. While kmonitor polls, 50 clients request `/delay` once a second, three scrapers
-//! `/metrics` and `/v1/delay` every five seconds, a browser its rows, and 50 clients read `/delay` at 20 KiB a second.
+//! `/metrics` and `/v1/delay` every five seconds, two `/v1/delay?partitions=all` (`/v1 all`), a browser its rows, and
+//! 50 clients read `/delay` at 20 KiB a second.
 //!
 //! Printed are the times of `/delay`, `/metrics` and the page, kmonitor's peak memory and CPU time, and the requests in
 //! each cycle and in the busiest second.
@@ -74,11 +75,11 @@ fn main() {
     println!("first reading after {first:.1} s; memory {}", rss(monitor.daemon.resident_bytes()));
 
     let mut client = Client::connect(&monitor.address).expect("kmonitor listens");
-    for path in ["/delay", "/metrics", "/v1/delay", "/"] {
+    for path in ["/delay", "/metrics", "/v1/delay", "/v1/delay?partitions=all", "/"] {
         let began = Instant::now();
         let answer = client.request("GET", path, &[("Accept", "text/html")], b"").expect("kmonitor answers");
         let took = began.elapsed().as_secs_f64() * 1e3;
-        println!("{path:<10} {} {:>9} bytes, {took:.1} ms for the first client", answer.status, answer.body.len());
+        println!("{path:<24} {} {:>9} bytes, {took:.1} ms for the first client", answer.status, answer.body.len());
     }
 
     let counters = || Counters::read(&zookeeper, &cluster, &monitor);

@@ -35,6 +35,17 @@ pub struct ListedGroup {
     pub state: GroupState,
 }
 
+/// A committed offset of a consumer group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    /// The partition.
+    pub at: TopicPartition,
+    /// Offset of the next message to consume.
+    pub offset: Offset,
+    /// The text that was committed with it; empty if there is none.
+    pub metadata: String,
+}
+
 /// The consumer groups of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupListing {
@@ -49,8 +60,9 @@ pub struct GroupListing {
 pub struct GroupDescription {
     /// Number of the members.
     pub member_count: usize,
-    /// The member that has each assigned partition, by its client id and host.
-    pub owners: Vec<(TopicPartition, Arc<str>)>,
+    /// The member that has each assigned partition, by its client id and host; `None` if that is not known: the group
+    /// assigns its partitions now, or in a format that cannot be read.
+    pub owners: Option<Vec<(TopicPartition, Arc<str>)>>,
 }
 
 /// Reads the consumer groups of a cluster. Used by one thread; every call returns by its deadline, and a broker that
@@ -59,14 +71,12 @@ pub trait GroupReader: Send {
     /// Returns all groups of consumers.
     fn list(&mut self, deadline: Instant) -> GroupListing;
 
-    /// Returns the committed offsets of each group, in the same order; each can fail by itself.
-    fn committed(
-        &mut self,
-        groups: &[Arc<str>],
-        deadline: Instant,
-    ) -> Vec<Result<Vec<(TopicPartition, Offset)>, MetadataError>>;
+    /// Returns the committed offsets of each group, in the same order; each can fail by itself. A group fails if one of
+    /// its offsets cannot be read: without it, nothing would seem to be committed.
+    fn committed(&mut self, groups: &[Arc<str>], deadline: Instant)
+    -> Vec<Result<Vec<CommittedOffset>, MetadataError>>;
 
     /// Returns the members of each group, in the same order; each can fail by itself. A group that does not exist has
-    /// no members.
+    /// no members, and owners that are not known.
     fn describe(&mut self, groups: &[Arc<str>], deadline: Instant) -> Vec<Result<GroupDescription, MetadataError>>;
 }

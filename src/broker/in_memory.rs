@@ -45,9 +45,14 @@ impl MemoryBroker {
         }
     }
 
+    /// Deletes a topic.
+    pub fn delete_topic(&self, name: &str) {
+        self.change(|state| drop(state.topics.remove(name)));
+    }
+
     /// Deletes a topic and creates it again, with another id and empty partitions.
     pub fn recreate_topic(&self, name: &str, partitions: i32) {
-        self.change(|state| drop(state.topics.remove(name)));
+        self.delete_topic(name);
         self.create_topic(name, partitions);
         self.shared.changed.notify_all();
     }

@@ -40,7 +40,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::kafka::config::RequestCounter;
-pub use cluster_reading::{GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo};
+pub use cluster_reading::{
+    CommittedOffset, GroupDescription, GroupListing, GroupReader, GroupState, ListedGroup, TopicInfo,
+};
 pub use connections::{ConnectionState, ConnectionStatus};
 pub use engines::{fetcher, group_offsets, group_reader, log_ends, membership, producer};
 pub use fetching::{FetchEvent, Fetcher, HeaderLimits, LogIdentity, Message, MessageBatch};

@@ -8,6 +8,7 @@ use super::group::subscription::{Subscription, decode_assignment};
 use super::produce;
 use super::protocol::Request;
 use super::protocol::api_versions::ApiVersionsRequest;
+use super::protocol::consumer_group_describe::ConsumerGroupDescribeRequest;
 use super::protocol::describe_configs::DescribeConfigsRequest;
 use super::protocol::describe_groups::DescribeGroupsRequest;
 use super::protocol::fetch::{self, FetchResponse};
@@ -37,6 +38,7 @@ pub fn response(data: &[u8]) {
     let [api, version, body @ ..] = data else { return };
     let decode: &[fn(&[u8], u8)] = &[
         decode::<ApiVersionsRequest>,
+        decode::<ConsumerGroupDescribeRequest>,
         decode::<DescribeConfigsRequest>,
         decode::<DescribeGroupsRequest>,
         decode::<FindCoordinatorRequest>,

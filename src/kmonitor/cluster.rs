@@ -162,7 +162,7 @@ impl Poller {
         // The first cycle publishes as it goes, too.
         self.memory.published.get_or_insert_with(boot_instant);
         (self.memory.cycle_began, self.memory.no_broker_until) = (Some(began), None);
-        self.memory.waited = Duration::ZERO;
+        (self.memory.waited, self.memory.is_cut) = (Duration::ZERO, false);
         if extent == Extent::Whole || self.memory.brokers.failure.is_some() || self.memory.hosts.is_empty() {
             self.find_hosts();
         }
@@ -181,11 +181,9 @@ impl Poller {
         self.memory.names.sweep();
         let outcome = self.trouble().map_or(Ok("complete"), Err);
         self.memory.has_read_all |= are_listed && !stop.is_triggered();
-        if extent == Extent::Whole && !stop.is_triggered() {
-            // A cycle that failed may have taken long because nothing responded: it makes no number fresh for longer.
-            if outcome.is_ok() {
-                self.memory.last_cycle = Some(began.elapsed().saturating_sub(self.memory.waited));
-            }
+        // What was read in a long cycle stays known until the next one, whatever single modules failed in it.
+        if extent == Extent::Whole && are_listed && !self.memory.is_cut && !stop.is_triggered() {
+            self.memory.last_cycle = Some(began.elapsed().saturating_sub(self.memory.waited));
         }
         self.memory.cycle_began = None;
         self.publish();
@@ -213,6 +211,7 @@ impl Poller {
         if extent == Extent::Failed && self.memory.zookeeper.failure.is_none() {
             return None;
         }
+        let asked = Instant::now();
         let mut source = self.memory.zookeeper_source(&*keeper);
         let names = source.group_names();
         self.zookeeper_pace.count(source.request_count, Instant::now());
@@ -225,6 +224,8 @@ impl Poller {
                 Some(names)
             }
             Err(cause) => {
+                self.memory.waited += asked.elapsed();
+                self.memory.is_cut = true;
                 self.source_failed(Source::Zookeeper, format!("stored offsets cannot be read: {cause}"));
                 None
             }
@@ -238,7 +239,7 @@ impl Poller {
         }
         self.pause(self.kafka_pace.wait(Instant::now()), stop);
         let (source, globs) = self.groups.as_mut()?;
-        let filter = &self.filter;
+        let (filter, asked) = (&self.filter, Instant::now());
         let found = source.groups(&self.memory.hosts, |name| globs.matches(name) && filter.has(name));
         self.count_kafka();
         match found {
@@ -262,6 +263,8 @@ impl Poller {
                 Some(names)
             }
             Err(cause) => {
+                self.memory.waited += asked.elapsed();
+                self.memory.is_cut = true;
                 self.source_failed(Source::Kafka, format!("groups cannot be listed: {cause}"));
                 None
             }
@@ -342,12 +345,12 @@ impl Poller {
         self.fresh_for.max(self.three_cycles())
     }
 
-    /// The time of three cycles, for which a number is fresh even if they take long. One that fails does not count,
-    /// because it may take long for nothing.
+    /// The time of three cycles, for which a number is fresh even if they take long. Time that was waited for nothing
+    /// does not count.
     fn three_cycles(&self) -> Duration {
-        let Memory { last_cycle, cycle_began, waited, .. } = self.memory;
+        let Memory { last_cycle, cycle_began, waited, is_cut, .. } = self.memory;
         let present = cycle_began.map(|began| began.elapsed().saturating_sub(waited));
-        let present = present.filter(|_| self.trouble().is_none());
+        let present = present.filter(|_| !is_cut);
         (last_cycle.max(present).unwrap_or_default() * 3).min(MAX_FRESH)
     }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::broker::{GroupDescription, GroupReader, GroupState, MetadataError, Offset, TopicPartition};
+use crate::broker::{CommittedOffset, GroupDescription, GroupReader, GroupState, MetadataError, PartitionId};
 
 use super::client::{Client, Connect};
 use super::facts::{Owner, Stored};
 use super::names::NameInterner;
+use super::pauses::Pauses;
 use super::readings::{ModuleReading, PlaceReading, TopicReading};
 
 /// Longest wait for the brokers that coordinate the groups.
@@ -78,7 +79,7 @@ impl KafkaSource {
 }
 
 fn module_of(
-    offsets: Result<Vec<(TopicPartition, Offset)>, MetadataError>,
+    offsets: Result<Vec<CommittedOffset>, MetadataError>,
     names: &mut NameInterner,
 ) -> Result<Option<ModuleReading>, String> {
     let offsets = match offsets {
@@ -89,10 +90,17 @@ fn module_of(
         Err(failure) => return Err(failure.to_string()),
     };
     let mut reading = ModuleReading::default();
-    for (at, offset) in offsets {
-        let topic: &mut TopicReading = reading.topics.entry(names.intern(&at.topic)).or_default();
+    let mut texts: BTreeMap<Arc<str>, Vec<(PartitionId, String)>> = BTreeMap::new();
+    for CommittedOffset { at, offset, metadata } in offsets {
+        let name = names.intern(&at.topic);
+        let topic: &mut TopicReading = reading.topics.entry(Arc::clone(&name)).or_default();
         let place = PlaceReading { stored: Stored::Offset(offset), ..PlaceReading::nothing(Owner::Unknown) };
         topic.places.insert(at.partition, place);
+        texts.entry(name).or_default().push((at.partition, metadata));
+    }
+    for (name, topic) in &mut reading.topics {
+        let texts = texts.remove(name).unwrap_or_default();
+        topic.pauses = Some(Pauses::of_commits(texts.iter().map(|(partition, text)| (*partition, &**text))));
     }
     Ok(Some(reading))
 }
@@ -100,7 +108,7 @@ fn module_of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{GroupListing, ListedGroup};
+    use crate::broker::{GroupListing, ListedGroup, TopicPartition};
 
     /// Three groups of a cluster in memory.
     struct Groups;
@@ -117,13 +125,11 @@ mod tests {
             GroupListing { groups, failures: Vec::new() }
         }
 
-        fn committed(
-            &mut self,
-            groups: &[Arc<str>],
-            _: Instant,
-        ) -> Vec<Result<Vec<(TopicPartition, Offset)>, MetadataError>> {
+        fn committed(&mut self, groups: &[Arc<str>], _: Instant) -> Vec<Result<Vec<CommittedOffset>, MetadataError>> {
+            let at = TopicPartition { topic: "t".into(), partition: 2 };
+            let metadata = "kt1;o=7;t=4;p=0,1767225600000,ann".to_owned();
             let of = |group: &Arc<str>| match &**group {
-                "m" => Ok(vec![(TopicPartition { topic: "t".into(), partition: 2 }, 7)]),
+                "m" => Ok(vec![CommittedOffset { at: at.clone(), offset: 7, metadata: metadata.clone() }]),
                 "denied" => Err(MetadataError::NotAuthorized("group denied".into())),
                 "empty" => Ok(Vec::new()),
                 _ => Err(MetadataError::Unreachable("no response".into())),
@@ -147,6 +153,8 @@ mod tests {
         let found = source.modules(&wanted, &mut names);
         let reading = found[0].as_ref().unwrap().as_ref().unwrap();
         assert_eq!(reading.topics["t"].places[&2].stored, Stored::Offset(7));
+        let pauses = reading.topics["t"].pauses.as_ref().unwrap();
+        assert_eq!(pauses.of(2).map(|pause| &*pause.by), Some("ann"));
         assert_eq!((reading.members, &found[1]), (None, &Ok(Some(ModuleReading::default()))));
         assert!(found[2].as_ref().unwrap().as_ref().unwrap().refused.is_some());
         assert!(found[3].is_err());

@@ -6,7 +6,7 @@
 //!                                                                                     answers of /v1/ ── render
 //! ```
 //!
-//! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`,
+//! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`, `pauses`,
 //! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan`
 //! and `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
 //! `refusals`, `zabbix_pages`, `page`, `handler`, `renderer`.
@@ -30,6 +30,7 @@ mod name_filter;
 mod names;
 mod pace;
 mod page;
+mod pauses;
 mod places;
 mod plan;
 mod probe;
@@ -140,8 +141,8 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     Ok(())
 }
 
-/// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`]. Until `ended`
-/// a thread renders answers.
+/// Opens `port` with all endpoints, and `admin_port`, if configured, with only the endpoints of [`Admin`]. Until
+/// `ended` a thread renders answers.
 fn listen(
     config: &Config,
     pages: &Arc<PublishedPages>,

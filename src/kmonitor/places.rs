@@ -4,6 +4,7 @@
 //! made of. What is known is kept, with its age, when it cannot be read: how old a number may be is for the judge.
 //!
 //! - [`place`], [`log`]: what was seen of one place and of one log.
+//! - [`members`]: who has which partition, of Kafka groups.
 //! - [`counting`]: which of the topics and sources of a module it pushes now.
 //! - [`polling`]: what to read next. [`probing`]: where to look whether anything can be delivered.
 //! - [`collect`]: the facts. [`publish`]: the verdicts and the view.
@@ -11,6 +12,7 @@
 mod collect;
 mod counting;
 mod log;
+mod members;
 mod place;
 mod polling;
 mod probing;
@@ -18,13 +20,14 @@ mod publish;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::broker::{GroupDescription, PartitionId, TopicPartition};
+use crate::broker::{PartitionId, TopicPartition};
 use crate::rates::Rates;
 
-use super::facts::{Moment, Owner, Source, Stored};
+use super::facts::{Moment, Owner, Source, Stored, Verdict};
 use super::log_ends::{LogReader, LogReading};
+use super::pauses::Pauses;
 use super::readings::{ModuleKey, ModuleReading, PlaceReading};
 use super::sparkline::Sparkline;
 
@@ -77,12 +80,20 @@ struct Module {
     tried: Option<Instant>,
     /// Why reading it failed the last time.
     failure: Option<Arc<str>>,
+    /// Since when reading it fails.
+    failing_since: Option<Instant>,
     /// How often in a row reading it failed, while its source responded.
     failure_count: u32,
     /// What is denied.
     refused: Option<Arc<str>>,
-    /// When the members of a Kafka group were read.
+    /// When it was read last who has which partition, of a Kafka group.
     described: Option<Instant>,
+    /// When that was tried last.
+    describe_tried: Option<Instant>,
+    /// Whether that was ever read.
+    was_described: bool,
+    /// The verdict while no topic is known, and since when.
+    without_topics: Option<(Verdict, SystemTime)>,
     /// Some end moved or something was odd since it was read.
     is_active: bool,
 }
@@ -101,6 +112,8 @@ struct ModuleTopic {
     /// It was read without an owner, or was not there, when the module was read before.
     was_unowned: bool,
     is_left_behind: bool,
+    /// What operators have paused, as it was read last.
+    pauses: Arc<Pauses>,
     rates: Rates<2>,
     line: Sparkline,
 }
@@ -145,7 +158,8 @@ impl Places {
             module.set_members(reading.members, now.at);
         }
         (module.read, module.tried, module.valid_at) = (Some(now.at), Some(now.at), Some(now.at));
-        (module.failure, module.failure_count, module.is_active) = (None, 0, false);
+        (module.failure, module.failing_since, module.failure_count) = (None, None, 0);
+        module.is_active = false;
         module.refused = reading.refused;
         if module.refused.is_some() {
             // Which topics there are is not known now; what was known stays.
@@ -179,62 +193,24 @@ impl Places {
                 place.record(reading, self.logs.get(&at(*partition)).map(Box::as_ref), is_new, now);
             }
             topic.note_owner(self.left_behind_after, now.at);
+            if let Some(pauses) = found.pauses {
+                topic.pauses = Arc::new(pauses);
+            }
+            topic.note_pauses(now.at);
         }
     }
 
     /// Notes that a module could not be read.
     pub(super) fn record_failure(&mut self, key: &ModuleKey, cause: &Arc<str>, now: Instant) {
         let module = self.modules.entry(key.clone()).or_default();
-        (module.tried, module.failure) = (Some(now), Some(Arc::clone(cause)));
+        module.fail(cause, now);
         module.failure_count = module.failure_count.saturating_add(1);
     }
 
     /// Notes that no module of a source could be read.
     pub(super) fn record_source_failure(&mut self, source: Source, cause: &Arc<str>, now: Instant) {
         for (_, module) in self.modules.iter_mut().filter(|(key, _)| key.source == source) {
-            (module.tried, module.failure) = (Some(now), Some(Arc::clone(cause)));
-        }
-    }
-
-    /// Enters whether a Kafka group has members, as the list of groups says.
-    pub(super) fn record_members(&mut self, key: &ModuleKey, has_members: Option<bool>, now: Instant) {
-        let Some(module) = self.modules.get_mut(key) else { return };
-        match has_members {
-            Some(false) => {
-                module.set_members(Some(0), now);
-                let places = module.topics.values_mut().flat_map(|topic| topic.places.values_mut());
-                places.for_each(|place| place.set_owner(Owner::Nobody { since: None }, now));
-            }
-            Some(true) if module.members == Some(0) => {
-                module.set_members(None, now);
-                let places = module.topics.values_mut().flat_map(|topic| topic.places.values_mut());
-                places.for_each(|place| place.set_owner(Owner::Unknown, now));
-            }
-            _ => {}
-        }
-        module.has_members = has_members;
-    }
-
-    /// Enters the members of a Kafka group and what is assigned to them.
-    pub(super) fn record_description(&mut self, key: &ModuleKey, group: &GroupDescription, now: Moment) {
-        let Some(module) = self.modules.get_mut(key) else { return };
-        module.set_members(Some(u32::try_from(group.member_count).unwrap_or(u32::MAX)), now.at);
-        module.described = Some(now.at);
-        module.topics.values_mut().for_each(|topic| topic.is_assigned = false);
-        for (at, _) in &group.owners {
-            let topic = module.topics.entry(Arc::clone(&at.topic)).or_insert_with(|| ModuleTopic::new(now.at));
-            topic.is_assigned = true;
-            topic.places.entry(at.partition).or_insert_with(|| Box::new(Place::without_offset(Owner::Unknown, now)));
-        }
-        let now = now.at;
-        let owners: HashMap<&TopicPartition, &Arc<str>> = group.owners.iter().map(|(at, name)| (at, name)).collect();
-        for (topic, found) in &mut module.topics {
-            for (partition, place) in &mut found.places {
-                let at = TopicPartition { topic: Arc::clone(topic), partition: *partition };
-                let owner = owners.get(&at).map(|name| Owner::Named(Arc::clone(name)));
-                place.set_owner(owner.unwrap_or(Owner::Nobody { since: None }), now);
-            }
-            found.note_owner(self.left_behind_after, now);
+            module.fail(cause, now);
         }
     }
 
@@ -334,19 +310,21 @@ fn is_named(owner: &Owner) -> bool {
 }
 
 impl Module {
-    /// How long there had been no member when the members were last read.
-    fn nobody_there_for(&self) -> Option<Duration> {
-        Some(self.members_read?.saturating_duration_since(self.nobody_since?))
-    }
-
-    fn set_members(&mut self, members: Option<u32>, now: Instant) {
-        (self.members, self.has_members) = (members, members.map(|count| 0 < count));
-        self.members_read = Some(now);
-        self.nobody_since = if members == Some(0) { self.nobody_since.or(Some(now)) } else { None };
+    fn fail(&mut self, cause: &Arc<str>, now: Instant) {
+        (self.tried, self.failure) = (Some(now), Some(Arc::clone(cause)));
+        self.failing_since.get_or_insert(now);
     }
 }
 
 impl ModuleTopic {
+    fn note_pauses(&mut self, now: Instant) {
+        for (partition, place) in self.places.iter_mut().filter(|_| !self.pauses.is_empty()) {
+            if self.pauses.of(*partition).is_some() {
+                place.note_pause(now);
+            }
+        }
+    }
+
     fn new(now: Instant) -> Self {
         ModuleTopic {
             places: BTreeMap::new(),
@@ -357,6 +335,7 @@ impl ModuleTopic {
             began: None,
             was_unowned: false,
             is_left_behind: false,
+            pauses: Arc::default(),
             rates: Rates::default(),
             line: Sparkline::default(),
         }
@@ -364,9 +343,13 @@ impl ModuleTopic {
 }
 
 #[cfg(test)]
+mod member_tests;
+#[cfg(test)]
 mod memory_tests;
 #[cfg(test)]
 mod pair_tests;
+#[cfg(test)]
+mod pause_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

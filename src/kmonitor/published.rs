@@ -54,8 +54,8 @@ impl PublishedPages {
         }
     }
 
-    /// Renders the pages if there is a newer view. Returns at once if another thread is about to do it: of many clusters
-    /// that publish at the same time, not each one has the pages of all rendered.
+    /// Renders the pages if there is a newer view. Returns at once if another thread is about to do it: of many
+    /// clusters that publish at the same time, not each one has the pages of all rendered.
     pub(super) fn refresh(&self) {
         if self.is_about_to_render.swap(true, Ordering::AcqRel) {
             return;

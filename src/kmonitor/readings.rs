@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::broker::{PartitionId, TopicId};
 
 use super::facts::{Owner, Source, Stored};
+use super::pauses::Pauses;
 
 /// A module: a consumer group, as one source of stored offsets knows it. The same name in two sources is two modules
 /// here; `places` decides which of them counts.
@@ -37,6 +38,8 @@ pub(super) struct TopicReading {
     pub other_owner: Option<Owner>,
     /// What is denied, if the partitions of the topic cannot be listed.
     pub refused: Option<Arc<str>>,
+    /// What operators have paused; `None` if that was not read.
+    pub pauses: Option<Pauses>,
 }
 
 /// A partition of a module as it was read.

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use super::facts::{self, Facts, LogState, Owner, Stored, UnknownReason};
+use super::facts::{self, Facts, LogState, Owner, Paused, Stored, UnknownReason};
 use super::view::ReasonCode;
 
 /// Most places have this reason, so they share its text.
@@ -29,6 +29,9 @@ pub(super) fn of(code: ReasonCode, facts: &Facts) -> Arc<str> {
             _ => {}
         }
     }
+    if facts.paused.is_some() && matches!(code, ReasonCode::NoMember | ReasonCode::NoOwner) {
+        append(&mut text, format_args!("; {}", paused(facts)));
+    }
     if counts_messages(code)
         && let Some(open) = open_transaction(facts)
     {
@@ -47,6 +50,7 @@ fn counts_messages(code: ReasonCode) -> bool {
     matches!(
         code,
         ReasonCode::Waiting
+            | ReasonCode::Paused
             | ReasonCode::SecondsBehind
             | ReasonCode::MessagesBehind
             | ReasonCode::NotMoving
@@ -71,7 +75,7 @@ fn open_transaction(facts: &Facts) -> Option<String> {
 fn main_clause(code: ReasonCode, facts: &Facts) -> String {
     match code {
         ReasonCode::NothingWaits => NOTHING_WAITS.to_string(),
-        ReasonCode::NothingDeliverable => match facts::delay(facts) {
+        ReasonCode::NothingDeliverable => match facts::waiting(facts) {
             Some(1) => "nothing waits (1 offset is a transaction marker or an aborted message)".to_owned(),
             count => {
                 let count = grouped(count.unwrap_or(0));
@@ -79,6 +83,7 @@ fn main_clause(code: ReasonCode, facts: &Facts) -> String {
             }
         },
         ReasonCode::Waiting => waiting(facts),
+        ReasonCode::Paused => format!("{}; {}", paused(facts), wait(facts)),
         ReasonCode::Gone => {
             let from = facts.written_ago.map(|ago| format!(" from {} ago", time(ago))).unwrap_or_default();
             format!("the topic or partition does not exist any more; its stored offset{from} is left over")
@@ -118,14 +123,18 @@ fn main_clause(code: ReasonCode, facts: &Facts) -> String {
         ReasonCode::NoOwner => no_owner(facts),
         ReasonCode::NothingStored => {
             let came_in = messages(facts.came_in);
-            let members = if facts.owner == Owner::Unknown { "; its members are not known" } else { "" };
+            let members = match (&facts.owner, facts.members) {
+                (Owner::Unknown, None) => "; its members are not known",
+                (Owner::Unknown, Some(_)) => "; which of its members owns it is not known",
+                _ => "",
+            };
             format!("nothing was stored for {} while {came_in} came in{members}", since_moved(facts))
         }
     }
 }
 
 fn waiting(facts: &Facts) -> String {
-    let mut text = match facts::waiting(facts) {
+    let mut text = match facts::counted(facts) {
         Some(1) => "1 message waits".to_owned(),
         count => format!("{} messages wait", grouped(count.unwrap_or(0))),
     };
@@ -136,9 +145,18 @@ fn waiting(facts: &Facts) -> String {
     text
 }
 
+/// "paused by ann 12 min ago".
+fn paused(facts: &Facts) -> String {
+    match &facts.paused {
+        Some(Paused { by, ago: Some(ago) }) => format!("paused by {} {} ago", quoted(by), time(*ago)),
+        Some(Paused { by, ago: None }) => format!("paused by {}", quoted(by)),
+        None => "paused".to_owned(),
+    }
+}
+
 /// "1,204 messages wait, the first for 90 s".
 fn wait(facts: &Facts) -> String {
-    let count = facts::waiting(facts).unwrap_or(0);
+    let count = facts::counted(facts).unwrap_or(0);
     let at_least = if facts.waiting_at_least { "at least " } else { "" };
     let time = facts.waiting_for.map(|time_waited| format!("for {at_least}{}", time(time_waited)));
     match (count, time) {
@@ -151,7 +169,7 @@ fn wait(facts: &Facts) -> String {
 
 /// "4 min behind, 12,400 messages; falls by 80/s, caught up in about 3 min".
 fn behind(facts: &Facts) -> String {
-    let delay = facts::waiting(facts).unwrap_or(0);
+    let delay = facts::counted(facts).unwrap_or(0);
     let mut text = match facts.behind {
         Some(behind) => {
             let at_least = if behind.at_least { "at least " } else { "" };
@@ -215,7 +233,7 @@ fn beyond_end(facts: &Facts) -> String {
 }
 
 fn recreated(facts: &Facts) -> String {
-    let left = messages(facts::delay(facts).unwrap_or(0));
+    let left = messages(facts::counted(facts).unwrap_or(0));
     match (&facts.stored, &facts.log) {
         (Stored::Offset(stored), LogState::Known { newest, .. }) if newest < stored => {
             let (stored, newest) = (offset(*stored), offset(*newest));

@@ -30,6 +30,7 @@ struct Group {
     partition: PartitionId,
     rank: (u64, Duration),
     count: usize,
+    paused: usize,
     waiting: u64,
     in_transaction: u64,
     came_in: u64,
@@ -47,7 +48,7 @@ impl Summary {
         self.total += 1;
         self.counts[usize::from(view.verdict.severity())] += 1;
         self.lost = self.lost.saturating_add(view.lost);
-        let rank = (facts::waiting(facts).unwrap_or(0), facts.waiting_for.unwrap_or_default());
+        let rank = (facts::counted(facts).unwrap_or(0), facts.waiting_for.unwrap_or_default());
         match &mut self.worst {
             Some(worst) if view.verdict < worst.verdict => {}
             Some(worst) if view.verdict == worst.verdict => worst.join(facts, view, rank),
@@ -68,6 +69,9 @@ impl Summary {
         if 0 < worst.in_transaction && (worst.verdict == Verdict::Ok || 1 < worst.count) {
             let wait = if worst.in_transaction == 1 { "waits" } else { "wait" };
             text.push_str(&format!("; {} of them {wait} for a transaction to end", grouped(worst.in_transaction)));
+        }
+        if 0 < worst.paused && worst.paused < worst.count {
+            text.push_str(&format!("; {} paused", partitions(worst.paused)));
         }
         for verdict in
             Verdict::ALL.into_iter().rev().filter(|verdict| Verdict::Ok < *verdict && *verdict < worst.verdict)
@@ -94,6 +98,7 @@ impl Group {
             partition: view.partition,
             rank,
             count: 0,
+            paused: 0,
             waiting: 0,
             in_transaction: 0,
             came_in: 0,
@@ -119,7 +124,8 @@ impl Group {
             self.reason = Arc::clone(&view.reason);
         }
         self.count += 1;
-        self.waiting = self.waiting.saturating_add(facts::waiting(facts).unwrap_or(0));
+        self.paused += usize::from(view.reason_code == ReasonCode::Paused);
+        self.waiting = self.waiting.saturating_add(facts::counted(facts).unwrap_or(0));
         self.in_transaction = self.in_transaction.saturating_add(facts::in_transaction(facts));
         self.came_in = self.came_in.saturating_add(facts.came_in);
         if let Some(back) = facts.went_back {
@@ -144,7 +150,14 @@ impl Group {
             count => format!("{} messages wait", grouped(count)),
         };
         let time = self.longest.map_or_else(|| "a while".to_owned(), time);
-        match self.code {
+        // Where some are paused and some are not, the sentence counts the paused ones apart.
+        let code = match self.code {
+            ReasonCode::Paused if self.paused == self.count => ReasonCode::Paused,
+            ReasonCode::Paused if self.verdict == Verdict::Ok => ReasonCode::Waiting,
+            ReasonCode::Paused => ReasonCode::SecondsBehind,
+            code => code,
+        };
+        match code {
             ReasonCode::NoMember => format!("nobody pushes {several}: no live member for {time}; {wait}"),
             ReasonCode::NoOwner => format!("nobody pushes {several}: no owner for {time}; {wait}"),
             ReasonCode::NothingStored => {
@@ -168,6 +181,7 @@ impl Group {
                 format!("{wait}, up to {} behind", self.time_behind())
             }
             ReasonCode::Waiting => wait,
+            ReasonCode::Paused => format!("{several} are paused; {wait}"),
             _ if self.verdict == Verdict::Ok => self.reason.to_string(),
             _ => format!("{several}: {}", self.reason),
         }
@@ -329,6 +343,19 @@ mod tests {
                 "2 of 3 partitions are up to 3 min behind, 13 messages",
             ),
             (vec![row(Unknown, Code::NoBroker, 0); 3], Unknown, Code::NoBroker, "all 3 partitions: why 0"),
+            (vec![row(Ok, Code::Paused, 4); 2], Ok, Code::Paused, "all 2 partitions are paused; 8 messages wait"),
+            (
+                vec![fine.clone(), row(Ok, Code::Paused, 4)],
+                Ok,
+                Code::Paused,
+                "4 messages wait, up to 100 s behind; 1 partition paused",
+            ),
+            (
+                vec![row(Lagging, Code::SecondsBehind, 4), row(Lagging, Code::Paused, 9)],
+                Lagging,
+                Code::Paused,
+                "all 2 partitions are up to 100 s behind, 13 messages; 1 partition paused",
+            ),
             (vec![row(Ok, Code::Gone, 0), fine], Ok, Code::NothingWaits, "why 1"),
             (vec![row(Ok, Code::Gone, 0); 2], Ok, Code::Gone, "why 0"),
         ];

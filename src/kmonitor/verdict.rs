@@ -129,15 +129,13 @@ fn finding(facts: &Facts, limits: &Limits, is_lagging: bool, calm_is_over: bool)
     if let Some(code) = rewound(facts, limits) {
         return Finding { verdict: Verdict::Rewound, code };
     }
-    match facts::waiting(facts) {
-        Some(0) => return ok(ReasonCode::NothingWaits),
-        Some(_) if facts.undeliverable && facts::in_transaction(facts) == 0 => {
-            return ok(ReasonCode::NothingDeliverable);
-        }
-        _ => {}
+    if facts::counted(facts) == Some(0) {
+        let seems_to_wait = facts::waiting(facts) != Some(0);
+        return ok(if seems_to_wait { ReasonCode::NothingDeliverable } else { ReasonCode::NothingWaits });
     }
-    lagging(facts, limits, is_lagging, calm_is_over)
-        .map_or(ok(ReasonCode::Waiting), |code| Finding { verdict: Verdict::Lagging, code })
+    let found = lagging(facts, limits, is_lagging, calm_is_over)
+        .map_or(ok(ReasonCode::Waiting), |code| Finding { verdict: Verdict::Lagging, code });
+    if facts.paused.is_some() { Finding { code: ReasonCode::Paused, ..found } } else { found }
 }
 
 /// Returns why the delay is not known, or `None` if it is, or if the partition is gone.
@@ -191,7 +189,7 @@ fn code_of(reason: Option<&UnknownReason>, age: Option<Duration>) -> ReasonCode 
 /// Returns the code if there is evidence that messages are pushed a second time.
 fn rewound(facts: &Facts, limits: &Limits) -> Option<ReasonCode> {
     // Of an empty topic no message is pushed a second time.
-    if facts.recreated && facts::waiting(facts) != Some(0) {
+    if facts.recreated && facts::counted(facts) != Some(0) {
         return Some(ReasonCode::Recreated);
     }
     facts.went_back.filter(|back| back.to < back.from && back.ago < limits.rewound_for).map(|_| ReasonCode::WentBack)
@@ -200,7 +198,7 @@ fn rewound(facts: &Facts, limits: &Limits) -> Option<ReasonCode> {
 /// Returns STOPPED or STALLED if messages wait and nothing is pushed.
 fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
     // Nobody can push what is part of an open transaction.
-    if facts::readable(facts) == 0 || facts.undeliverable {
+    if facts::readable(facts) == 0 {
         return None;
     }
     let waiting_for = facts.readable_for.unwrap_or_default();
@@ -222,7 +220,9 @@ fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
     {
         return stopped(code(ReasonCode::NoOwner));
     }
-    if waiting_for < limits.stalled_after {
+    // What an operator has paused stands still on purpose. After the pause, its clock begins again.
+    let is_paused = facts.paused.is_some() || facts.unpaused_for.is_some_and(|time| time < limits.stalled_after);
+    if waiting_for < limits.stalled_after || is_paused {
         return None;
     }
     let is_still = at_least(facts.moved_ago, limits.stalled_after);
@@ -246,7 +246,7 @@ fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
 /// Returns the code if the place is too far behind. LAGGING ends below half of the limit, and not before it was calm.
 fn lagging(facts: &Facts, limits: &Limits, is_lagging: bool, calm_is_over: bool) -> Option<ReasonCode> {
     let seconds = facts.waiting_for.unwrap_or_default().as_secs_f64();
-    let messages = facts::waiting(facts).unwrap_or(0);
+    let messages = facts::counted(facts).unwrap_or(0);
     let share = if is_lagging { 0.5 } else { 1.0 };
     if limits.lagging_seconds.is_some_and(|limit| limit * share <= seconds) {
         return Some(ReasonCode::SecondsBehind);

@@ -163,6 +163,8 @@ pub(super) enum ReasonCode {
     NothingDeliverable,
     /// OK: some messages wait, within the limits.
     Waiting,
+    /// OK or LAGGING: an operator has paused it, and messages wait.
+    Paused,
     /// OK: the topic does not exist any more.
     Gone,
     /// OK: the module pushes another topic.
@@ -210,10 +212,11 @@ pub(super) enum ReasonCode {
 impl ReasonCode {
     /// All codes, in the order of the documentation.
     #[cfg(test)]
-    pub(super) const ALL: [ReasonCode; 24] = [
+    pub(super) const ALL: [ReasonCode; 25] = [
         ReasonCode::NothingWaits,
         ReasonCode::NothingDeliverable,
         ReasonCode::Waiting,
+        ReasonCode::Paused,
         ReasonCode::Gone,
         ReasonCode::LeftBehind,
         ReasonCode::SecondsBehind,
@@ -243,6 +246,7 @@ impl ReasonCode {
             ReasonCode::NothingWaits => "nothing_waits",
             ReasonCode::NothingDeliverable => "nothing_deliverable",
             ReasonCode::Waiting => "waiting",
+            ReasonCode::Paused => "paused",
             ReasonCode::Gone => "gone",
             ReasonCode::LeftBehind => "left_behind",
             ReasonCode::SecondsBehind => "seconds_behind",

@@ -17,6 +17,7 @@ use crate::keeper::{Keeper, KeeperError, Node, paths};
 
 use super::facts::{Owner, Stored};
 use super::names::{LoggedOnce, NameInterner};
+use super::pauses::Pauses;
 use super::readings::{PlaceReading, TopicReading};
 
 pub(super) use listings::Listings;
@@ -255,7 +256,8 @@ impl ZookeeperSource<'_> {
             self.keep_owner(module, topic, partition, owner.as_ref(), now);
         }
         let has_entry = stored.is_some() || owner.is_some() || matches!(node, Err(KeeperError::NoAuth(_)));
-        let place = if has_entry && leaf != Leaf::Ahead { place(module, topic, partition) } else { None };
+        let is_of_partition = matches!(leaf, Leaf::Offset | Leaf::Owner);
+        let place = if has_entry && is_of_partition { place(module, topic, partition) } else { None };
         match (leaf, node) {
             (Leaf::Offset, Ok(node)) => {
                 if let Some((place, stored)) = place.zip(stored) {
@@ -285,8 +287,13 @@ impl ZookeeperSource<'_> {
                     place.topic_id = topic_id(&node.data, &place.stored);
                 }
             }
+            (Leaf::Paused, Ok(node)) => {
+                if let Some(topic) = topic_of(module, topic) {
+                    topic.pauses = Some(node.map(|node| Pauses::of_node(&node.data)).unwrap_or_default());
+                }
+            }
             // Deleted meanwhile, or not needed.
-            (Leaf::Ahead, Ok(None) | Err(KeeperError::NoAuth(_))) => {}
+            (Leaf::Ahead, Ok(None) | Err(KeeperError::NoAuth(_))) | (Leaf::Paused, Err(KeeperError::NoAuth(_))) => {}
             (_, Err(failure)) => return Err(failure),
         }
         Ok(())
@@ -348,6 +355,7 @@ fn want(reading: &mut Reading, item: &Item, leaf: Leaf, topic: &Arc<str>, partit
     let path = match leaf {
         Leaf::Offset | Leaf::Owner => format!("{}/{partition}", item.path),
         Leaf::Ahead => paths::ahead(&reading.wanted[item.module].name, topic, partition),
+        Leaf::Paused => paths::paused(&reading.wanted[item.module].name, topic),
     };
     let kind = ItemKind::Leaf(leaf, Arc::clone(topic), partition);
     reading.queue.push_back(Item { module: item.module, kind, path });

@@ -16,8 +16,8 @@ use crate::metrics::{Registry, SECONDS_BUCKETS, count};
 
 /// Largest number of topics with a label of their own.
 const MAX_TOPICS: usize = 1000;
-/// The label that all other topics share.
-const OTHER_TOPICS: &str = "other";
+/// The label that all other topics share. No topic can have this name.
+pub(super) const OTHER_TOPICS: &str = "(other)";
 const ACKS_LEVELS: [Acks; 3] = [Acks::None, Acks::Leader, Acks::All];
 
 /// The metrics of kproxy.
@@ -66,7 +66,7 @@ impl KproxyMetrics {
         KproxyMetrics {
             commits: registry.counter(
                 "kproxy_commits_total",
-                "Commits answered, by status; topic is other until a message was stored in it, and beyond 1000 topics.",
+                "Commits answered, by status; topic is (other) until a message is stored in it, or beyond 1000 topics.",
                 &["topic", "acks", "code"],
             ),
             pool_full: registry
@@ -209,7 +209,9 @@ mod tests {
         let registry = Registry::new();
         let metrics = KproxyMetrics::new(&registry);
         metrics.not_stored(&metrics.topic("made-up"), Acks::Leader, 404, Duration::ZERO);
-        for number in 0..=MAX_TOPICS {
+        // A topic of this name is one like the others.
+        metrics.stored(&metrics.topic("other"), Acks::All, Duration::ZERO);
+        for number in 0..MAX_TOPICS {
             for _ in 0..2 {
                 metrics.stored(&metrics.topic(&format!("t{number}")), Acks::All, Duration::ZERO);
             }
@@ -218,14 +220,15 @@ mod tests {
         metrics.refused(400);
         let text = String::from_utf8(registry.render()).unwrap();
         for line in [
-            "kproxy_commits_total{acks=\"1\",code=\"404\",topic=\"other\"} 1",
-            "kproxy_commits_total{acks=\"-1\",code=\"200\",topic=\"t999\"} 2",
-            "kproxy_commits_total{acks=\"-1\",code=\"200\",topic=\"other\"} 2",
+            "kproxy_commits_total{acks=\"1\",code=\"404\",topic=\"(other)\"} 1",
+            "kproxy_commits_total{acks=\"-1\",code=\"200\",topic=\"t998\"} 2",
+            "kproxy_commits_total{acks=\"-1\",code=\"200\",topic=\"(other)\"} 2",
+            "kproxy_commits_total{acks=\"-1\",code=\"200\",topic=\"other\"} 1",
             "kproxy_commits_total{acks=\"0\",code=\"504\",topic=\"t0\"} 1",
             "kproxy_commits_total{acks=\"\",code=\"400\",topic=\"\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing");
         }
-        assert!(!text.contains("made-up") && !text.contains("t1000"));
+        assert!(!text.contains("made-up") && !text.contains("t999"));
     }
 }

@@ -145,9 +145,26 @@ impl PauseTable {
         Ok(())
     }
 
-    /// Whether a change could be made, as far as is known.
-    pub(super) fn check(&self, change: &PauseChange) -> Result<(), ModulePaused> {
-        self.present().apply(change)
+    /// As [`change`](Self::change), by the loop of a group, which may try it for `max_store`.
+    #[cfg(test)]
+    pub(super) fn change_within(
+        &self,
+        change: &PauseChange,
+        max_store: std::time::Duration,
+    ) -> Result<(), PauseStoreError> {
+        self.by_group.as_ref().expect("stored by a group").change_within(change, max_store)
+    }
+
+    /// Returns what [`change`](Self::change) would return, and changes nothing.
+    pub(super) fn check(&self, change: &PauseChange) -> Result<(), PauseStoreError> {
+        if let Some(requests) = &self.by_group {
+            return requests.check(change);
+        }
+        let mut pauses = match &self.store {
+            Some(store) => store.read().map_err(PauseStoreError::NotStored)?,
+            None => self.present(),
+        };
+        Ok(pauses.apply(change)?)
     }
 
     fn n_taken(&self) -> u64 {
@@ -287,11 +304,11 @@ mod tests {
         let table = PauseTable::stored_in(store.clone());
         table.change(&pause(3)).unwrap();
         store.store(&PauseChange::Pause(None, mark("bob"))).unwrap();
-        assert_eq!(table.check(&PauseChange::Resume(Some(3))), Ok(()), "this process does not know it yet");
+        assert_eq!(table.check(&PauseChange::Resume(Some(3))), Err(PauseStoreError::ModulePaused));
         assert_eq!(table.change(&PauseChange::Resume(Some(3))), Err(PauseStoreError::ModulePaused));
         assert!(table.is_paused(3));
-        table.refresh().unwrap();
-        assert_eq!(table.check(&PauseChange::Resume(Some(3))), Err(ModulePaused));
+        *lock(&store.is_unreadable) = true;
+        assert_eq!(table.check(&PauseChange::Resume(None)), Err(PauseStoreError::NotStored("no answer".to_owned())));
         assert_eq!(PauseTable::default().change(&PauseChange::Resume(Some(3))), Ok(()));
     }
 

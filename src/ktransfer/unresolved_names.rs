@@ -26,8 +26,13 @@ impl UnresolvedNames {
         *known = servers;
     }
 
+    /// Whether there are any.
+    pub(super) fn has_any(&self) -> bool {
+        self.0.has_any.load(Ordering::Acquire)
+    }
+
     /// Whether this entry of `backend_servers` has no address yet.
     pub(super) fn has(&self, server: &str) -> bool {
-        self.0.has_any.load(Ordering::Acquire) && lock(&self.0.servers).contains(server)
+        self.has_any() && lock(&self.0.servers).contains(server)
     }
 }

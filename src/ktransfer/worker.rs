@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 use log::{Level, info};
 
-use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict};
+use super::backends::{BackendRotation, Choice, ChosenBackend, NextPush, PushVerdict, RetryWait};
 use super::give_up::{GiveUpReason, LastAttempt};
 use super::job::{Job, SettingsChange, WorkerMessage, WorkerReport};
 use super::policy::{AttemptOutcome, NextStep};
@@ -263,7 +263,7 @@ impl Worker {
     fn attempt(&mut self, queue: QueueId, mut pending: PendingJob) {
         self.slots.withdraw(self.queues.has_fresh());
         let attempt = pending.attempts.saturating_add(1);
-        let (settings, chosen) = match self.choose_backend(&pending) {
+        let (settings, chosen) = match self.choose_backend(&mut pending) {
             Ok(chosen) => chosen,
             Err(until) => return self.wait(queue, pending, until.saturating_duration_since(Instant::now())),
         };
@@ -317,7 +317,7 @@ impl Worker {
     }
 
     /// Returns the backend of the next push with the settings of the attempt, or until when no push may begin.
-    fn choose_backend(&mut self, pending: &PendingJob) -> Result<(Arc<PushSettings>, ChosenBackend), Instant> {
+    fn choose_backend(&mut self, pending: &mut PendingJob) -> Result<(Arc<PushSettings>, ChosenBackend), Instant> {
         let (settings, now) = (self.context.settings(), Instant::now());
         if let Some(rate) = &settings.push_rate {
             let due = rate.permit(&mut self.permit, now);
@@ -326,13 +326,20 @@ impl Worker {
             }
         }
         let may_retry = settings.config.retry.may_retry_after(pending.attempts.saturating_add(1));
-        let push = NextPush { last: None, may_retry, random: self.random.next() };
-        match self.context.choose_backend(&mut self.rotation, pending.last_backend.as_deref(), push, now) {
+        let may_wait = pending.retry_wait.as_ref().is_none_or(|wait| settings.backends.may_wait(wait, now));
+        let push = NextPush { last: None, may_retry, may_wait, random: self.random.next() };
+        let last = pending.last_backend.as_deref();
+        match self.context.choose_backend(&mut self.rotation, last, push, now) {
             (settings, Choice::Use(chosen)) => {
-                self.permit = None;
+                (self.permit, pending.retry_wait) = (None, None);
                 Ok((settings, chosen))
             }
             (_, Choice::WaitUntil(until)) => Err(until),
+            (settings, Choice::WaitForOther) => {
+                let begin = || last.and_then(|last| settings.backends.begin_retry_wait(last, now));
+                pending.retry_wait = pending.retry_wait.take().or_else(begin);
+                Err(RetryWait::next_look(now))
+            }
         }
     }
 

@@ -123,6 +123,24 @@ fn a_backend_whose_name_hangs_costs_no_message_even_without_retries() {
     daemon.stop(STOP_DEADLINE);
 }
 
+/// Four of five backends, whose look-ups hang; `localhost` needs no name server.
+#[test]
+fn ktransfer_pushes_to_a_backend_beside_others_whose_names_hang() {
+    let cluster = cluster();
+    let topic = cluster.new_topic("hanging_beside", 1);
+    cluster.produce(&topic, 0, &[(b"key", b"value")]);
+    let fleet = Fleet::start(1, |_| Reply::ok());
+    let local = fleet.addresses()[0].replace("127.0.0.1", "localhost");
+    let mut servers: Vec<String> = (1..5).map(|number| format!("hanging-{number}:9")).collect();
+    servers.push(local);
+    // One attempt at each backend, the last one at the good one.
+    let module = configs::module(&topic, &servers).set("worker_num", 1).set("max_retry_times", 4);
+    let (mut daemon, admin) = start_ktransfer(configs::ktransfer(cluster), &module);
+    daemon.wait_until_ok(&admin, "/readyz", DEADLINE);
+    wait_until(DEADLINE, "the message is pushed", || fleet.n_delivered() == 1);
+    daemon.stop(STOP_DEADLINE);
+}
+
 /// Registers a broker at [`HANGING`] and a topic that it leads, in a chroot of its own; returns chroot and topic.
 fn hanging_broker(cluster: &Cluster) -> (String, String) {
     let (chroot, topic, zk) = (format!("/{}", unique("hanging")), "hanging_topic", cluster.zk());

@@ -137,6 +137,29 @@ fn one_dead_backend_of_four_costs_single_pushes() {
     }
 }
 
+/// All workers are busy, so the backend that fails is the only one with room.
+#[test]
+fn a_retry_goes_to_the_other_backend_also_under_full_load() {
+    let topic = cluster().new_topic("full_load", 1);
+    let keys: Vec<String> = (0..300).map(|number| format!("k{number}")).collect();
+    produce(cluster(), &topic, &keys.iter().map(String::as_str).collect::<Vec<_>>(), 4);
+    let fleet = Fleet::start(2, good);
+    fleet.script(0, |_| Reply::status(500));
+    let name = unique("full_load");
+    let file = module(&topic, &fleet.addresses())
+        .set("max_retry_times", 1)
+        .set("ejection.failures", 0)
+        .set("ejection.failure_percent", 0);
+    let mut member = Member::start(cluster(), &name, "a", file);
+    wait_until_stored(&name, &topic, 1200);
+    let n_refused = fleet.count(|arrival| arrival.server == 0);
+    assert_eq!(fleet.n_delivered(), 1200, "none was given up: {n_refused} of them were refused once");
+    assert_eq!(fleet.count(|arrival| arrival.server == 0 && arrival.attempt() > 1), 0);
+    assert!(n_refused > 0);
+    assert_order_per_key(&fleet);
+    member.daemon.stop(STOP_DEADLINE);
+}
+
 #[test]
 fn a_backend_of_four_that_fails_every_second_push_is_ejected_and_used_again_when_it_is_good() {
     let topic = topic_with_messages();

@@ -48,6 +48,8 @@ mod kmonitor_alarms;
 mod kmonitor_answers;
 /// kmonitor: delays, also while clusters or brokers are down.
 mod kmonitor_delay;
+/// kmonitor: modules of which little can be read, groups that rebalance, and pauses.
+mod kmonitor_groups;
 /// kmonitor: what is known while servers restart, stall or die.
 mod kmonitor_outages;
 /// kmonitor: its page in a real browser.

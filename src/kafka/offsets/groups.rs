@@ -8,9 +8,11 @@ use super::error::{OffsetError, OffsetErrorKind, group_error, shown};
 use super::reader::OffsetReader;
 use super::rounds::{Attempt, Route, Router, run, unique};
 use crate::kafka::broker_pool::PooledBroker;
+use crate::kafka::connection::ConnectionError;
 use crate::kafka::error_code;
 use crate::kafka::metadata::{BrokerId, MetadataTopics};
 use crate::kafka::metadata_client::{MAX_STRING_BYTES, MAX_TOPIC_NAME_BYTES, MetadataClient};
+use crate::kafka::protocol::consumer_group_describe::{ConsumerGroupDescribeRequest, DescribedConsumerGroup};
 use crate::kafka::protocol::describe_groups::{DescribeGroupsRequest, DescribedGroup};
 use crate::kafka::protocol::list_groups::{ListGroupsRequest, ListedGroup};
 use crate::kafka::protocol::offset_commit::{GroupMemberId, OffsetCommitRequest, PartitionCommit};
@@ -158,11 +160,44 @@ impl OffsetReader {
         groups: &[Arc<str>],
         deadline: Instant,
     ) -> Vec<Result<DescribedGroup, OffsetError>> {
+        self.describe(groups, deadline, |broker, groups, until| {
+            let response = broker.call(&DescribeGroupsRequest { groups }, until)?;
+            broker.throttle(response.throttle_time_ms);
+            Ok(response.groups.into_iter().map(|group| (group.group.clone(), group.error_code, group)).collect())
+        })
+    }
+
+    /// Returns state and members of groups of the consumer protocol (KIP-848), in the order of `groups`. A group that
+    /// does not exist, or is of another kind, has the error GROUP_ID_NOT_FOUND.
+    pub fn describe_consumer_groups(
+        &mut self,
+        groups: &[Arc<str>],
+        deadline: Instant,
+    ) -> Vec<Result<DescribedConsumerGroup, OffsetError>> {
+        self.describe(groups, deadline, |broker, groups, until| {
+            let response = broker.call(&ConsumerGroupDescribeRequest { groups }, until)?;
+            broker.throttle(response.throttle_time_ms);
+            Ok(response.groups.into_iter().map(|group| (group.group.clone(), group.error_code, group)).collect())
+        })
+    }
+
+    /// Describes groups; `request` returns what one broker says of some of them, each with its name and error code.
+    fn describe<T: Clone + Send>(
+        &mut self,
+        groups: &[Arc<str>],
+        deadline: Instant,
+        request: impl Fn(&mut PooledBroker, &[Arc<str>], Instant) -> Result<Vec<(String, i16, T)>, ConnectionError> + Sync,
+    ) -> Vec<Result<T, OffsetError>> {
         let (names, order) = unique(groups);
         let mut router = self.coordinators.router(&mut self.metadata, &names);
         let results = run(&mut self.pool, names.len(), deadline, &mut router, |broker, items, until| {
             let items: Vec<_> = items.into_iter().map(|(index, ())| index).collect();
-            items.chunks(MAX_GROUPS).flat_map(|items| describe_once(broker, &names, items, until)).collect()
+            let describe = |items: &[usize]| {
+                let groups: Vec<_> = items.iter().map(|index| Arc::clone(&names[*index])).collect();
+                let found = request(broker, &groups, until);
+                described(broker, &names, items, found)
+            };
+            items.chunks(MAX_GROUPS).flat_map(describe).collect()
         });
         order.into_iter().map(|index| results[index].clone()).collect()
     }
@@ -317,24 +352,22 @@ fn list_groups_once(broker: &mut PooledBroker, until: Instant) -> Attempt<Vec<Li
     }
 }
 
-fn describe_once(
-    broker: &mut PooledBroker,
+fn described<T>(
+    broker: &PooledBroker,
     names: &[Arc<str>],
     items: &[usize],
-    until: Instant,
-) -> Vec<(usize, Attempt<DescribedGroup>)> {
-    let groups: Vec<_> = items.iter().map(|index| Arc::clone(&names[*index])).collect();
-    let response = match broker.call(&DescribeGroupsRequest { groups: &groups }, until) {
-        Ok(response) => response,
+    found: Result<Vec<(String, i16, T)>, ConnectionError>,
+) -> Vec<(usize, Attempt<T>)> {
+    let found = match found {
+        Ok(found) => found,
         Err(failure) => return all_failed(items, failure.into()).collect(),
     };
-    broker.throttle(response.throttle_time_ms);
-    let mut by_group: HashMap<String, DescribedGroup> =
-        response.groups.into_iter().map(|group| (group.group.clone(), group)).collect();
+    let mut by_group: HashMap<String, (i16, T)> =
+        found.into_iter().map(|(name, code, group)| (name, (code, group))).collect();
     let result = |&index: &usize| {
         let attempt = match by_group.remove(&*names[index]) {
-            Some(group) if group.error_code != error_code::NONE => group_failed(&names[index], group.error_code),
-            Some(group) => Attempt::Final(Ok(group)),
+            Some((code, _)) if code != error_code::NONE => group_failed(&names[index], code),
+            Some((_, group)) => Attempt::Final(Ok(group)),
             None => missing_group(broker, &names[index]),
         };
         (index, attempt)

@@ -17,6 +17,7 @@ mod log_ends;
 mod reader;
 mod rounds;
 
+pub use super::protocol::consumer_group_describe::{ConsumerGroupMember, DescribedConsumerGroup};
 pub use super::protocol::describe_groups::{DescribedGroup, GroupMember};
 pub use super::protocol::list_groups::ListedGroup;
 pub use super::protocol::offset_commit::GroupMemberId;

@@ -7,6 +7,7 @@
 pub mod api_versions;
 #[cfg(test)]
 mod codec_tests;
+pub mod consumer_group_describe;
 pub mod describe_configs;
 pub mod describe_groups;
 pub mod fetch;

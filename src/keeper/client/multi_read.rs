@@ -1,8 +1,8 @@
 //! Reads many nodes with few requests: MultiRead, which servers know since ZooKeeper 3.6.
 //!
 //! An older server answers that it does not know the operation, and closes the connection (not the session). So the
-//! first MultiRead is sent alone, and after such an answer nodes are read one by one for [`UNKNOWN_FOR`], beginning with
-//! the next connection.
+//! first MultiRead is sent alone, and after such an answer nodes are read one by one for [`UNKNOWN_FOR`], beginning
+//! with the next connection.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

@@ -24,9 +24,11 @@ pub(crate) struct Memory {
     pub(super) no_broker_until: Option<Instant>,
     /// When the present cycle began; `None` between two.
     pub(super) cycle_began: Option<Instant>,
-    /// How long the present cycle waited for logs of which none was read.
+    /// How long the present cycle waited for requests by which nothing was read.
     pub(super) waited: Duration,
-    /// Duration of the last cycle without a failure.
+    /// A source or all brokers stopped to respond in the present cycle, so that it did not read what it should.
+    pub(super) is_cut: bool,
+    /// Duration of the last cycle that was not cut, without `waited`. Single modules may have failed in it.
     pub(super) last_cycle: Option<Duration>,
     /// Whether a cycle has tried to read all modules.
     pub(super) has_read_all: bool,

@@ -89,6 +89,7 @@ impl Poller {
             self.pause(self.kafka_pace.wait(Instant::now()), stop);
             if is_readable {
                 is_readable = self.read_slice(source, &slice, stop);
+                self.memory.is_cut |= !is_readable;
             }
             if stop.is_triggered() {
                 return;
@@ -118,7 +119,7 @@ impl Poller {
             self.pause(self.zookeeper_pace.wait(Instant::now()), stop);
         }
         // A slice may take a while: no offset is newer than its beginning.
-        let began = Moment::now();
+        let (began, asked) = (Moment::now(), Instant::now());
         let readings = match source {
             Source::Zookeeper => self.read_from_zookeeper(slice, stop),
             Source::Kafka => self.read_from_kafka(slice),
@@ -126,26 +127,38 @@ impl Poller {
         if stop.is_triggered() {
             return false;
         }
-        let mut has_failed = false;
+        let (mut has_failed, mut has_succeeded) = (false, false);
         for (key, reading) in slice.iter().zip(readings) {
+            let state = match source {
+                Source::Zookeeper => &mut self.memory.zookeeper,
+                Source::Kafka => &mut self.memory.kafka,
+            };
             match reading {
-                Ok(reading) => self.places.record_module(key, reading, began),
+                Ok(reading) => {
+                    has_succeeded = true;
+                    state.read = Some(began.at);
+                    self.places.record_module(key, reading, began);
+                }
                 Err(cause) => {
                     has_failed = true;
                     let cause = shortened(cause);
                     self.places.record_failure(key, &cause.as_str().into(), boot_instant());
-                    let state = match source {
-                        Source::Zookeeper => &mut self.memory.zookeeper,
-                        Source::Kafka => &mut self.memory.kafka,
-                    };
-                    state.failure.get_or_insert_with(|| format!("stored offsets cannot be read: {cause}"));
+                    state
+                        .failure
+                        .get_or_insert_with(|| format!("stored offsets of {} cannot be read: {cause}", key.name));
                 }
             }
         }
-        match (&self.keeper, source) {
-            (Some(keeper), Source::Zookeeper) if has_failed => is_connected(keeper, stop),
-            _ => true,
+        if !has_succeeded {
+            self.memory.waited += asked.elapsed();
         }
+        let Some(keeper) = self.keeper.as_ref().filter(|_| has_failed && source == Source::Zookeeper) else {
+            return true;
+        };
+        let asked = Instant::now();
+        let is_connected = is_connected(keeper, stop);
+        self.memory.waited += asked.elapsed();
+        is_connected
     }
 
     fn read_from_zookeeper(&mut self, slice: &[ModuleKey], stop: &Stop) -> Vec<ReadModule> {
@@ -153,6 +166,7 @@ impl Poller {
         let wanted = |key: &ModuleKey| WantedModule {
             name: Arc::clone(&key.name),
             with_topic_ids: self.places.needs_topic_ids(key),
+            with_pauses: self.places.needs_pauses(key),
         };
         let mut reading = Reading::new(slice.iter().map(wanted).collect());
         while !reading.is_done() && !stop.is_triggered() {
@@ -180,9 +194,12 @@ impl Poller {
             return self.places.record_no_broker(keys);
         }
         let topics = self.places.topics();
-        match self.log_reader.look_up(&self.memory.hosts, &topics, Instant::now()) {
+        let asked = Instant::now();
+        match self.log_reader.look_up(&self.memory.hosts, &topics, asked) {
             Ok(()) => self.memory.brokers.succeeded(),
             Err(cause) => {
+                self.memory.waited += asked.elapsed();
+                self.memory.is_cut = true;
                 self.memory.brokers.failed(format!("log end offsets cannot be read: {cause}"));
                 self.memory.no_broker_until = Some(Instant::now() + NO_BROKER_PAUSE);
                 return self.places.record_no_broker(keys);
@@ -213,7 +230,7 @@ impl Poller {
         }
     }
 
-    /// Reads the members of the Kafka groups that are not as they should be.
+    /// Reads the members of Kafka groups and what is assigned to them.
     pub(super) fn describe_groups(&mut self, stop: &Stop) {
         if self.groups.is_none() {
             return;
@@ -225,12 +242,13 @@ impl Poller {
         self.pause(self.kafka_pace.wait(Instant::now()), stop);
         let Some((source, _)) = &mut self.groups else { return };
         let names: Vec<Arc<str>> = keys.iter().map(|key| Arc::clone(&key.name)).collect();
-        for (key, group) in keys.iter().zip(source.describe(&names)) {
+        let found = source.describe(&names);
+        self.count_kafka();
+        for (key, group) in keys.iter().zip(found) {
             if let Some(group) = group {
                 self.places.record_description(key, &group, Moment::now());
             }
         }
-        self.count_kafka();
     }
 
     /// Looks whether anything can be delivered where nothing moves.

@@ -8,6 +8,7 @@ use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::{Keeper, Lifetime};
 use crate::kmonitor::board::Board;
 use crate::kmonitor::delay::by_module;
+use crate::kmonitor::facts::Verdict;
 use crate::kmonitor::places::Times;
 use crate::kmonitor::zookeeper_source::tests::put;
 use crate::metrics::Registry;
@@ -346,6 +347,32 @@ impl LogEnds for Silent {
     fn range(&mut self, _: &TopicPartition) -> Result<LogRange, MetadataError> {
         Err(MetadataError::Unreachable("no response".into()))
     }
+}
+
+#[test]
+fn a_module_that_was_never_read_is_shown_while_it_fails_and_the_cycle_counts_for_the_others() {
+    let mut rig = rig();
+    for group in ["bad", "good"] {
+        put(&*rig.keeper, &format!("/consumers/{group}/offsets/t/0"), "0");
+    }
+    rig.tree.poison("/consumers/bad/offsets/t/0");
+    for cycle in 0..8 {
+        // After some failures it is left out of most cycles, which have no failure then.
+        let extent = if (1..4).contains(&cycle) { Extent::Failed } else { Extent::Whole };
+        let _ = rig.poller.poll(extent, &Stop::new());
+        let view = rig.board.view().clusters.remove(0);
+        let bad = view.modules.iter().find(|module| &*module.name == "bad").expect("the module is shown");
+        assert_eq!((bad.verdict, bad.delay), (Verdict::Unknown, None), "cycle {cycle}");
+        assert!(bad.reason.contains("the stored offset could not be read"), "{}", bad.reason);
+    }
+    assert_eq!(rig.delays().unwrap(), [("bad".into(), vec![]), ("good".into(), vec![(0, 0), (1, 0)])]);
+    assert!(rig.poller.trouble().is_none() && rig.poller.memory.last_cycle.is_some());
+    // In a cycle with a failure, too.
+    rig.tree.poison("/consumers/good/offsets/t/0");
+    rig.poller.memory.last_cycle = None;
+    let _ = rig.poller.poll(Extent::Whole, &Stop::new());
+    assert!(rig.poller.trouble().unwrap().contains("stored offsets of good cannot be read"));
+    assert!(rig.poller.memory.last_cycle.is_some());
 }
 
 #[test]

@@ -4,11 +4,12 @@
 //! reading that they are about, see `facts`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::broker::Offset;
+use crate::broker::{Offset, PartitionId};
 use crate::kmonitor::behind::behind;
-use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Stored, UnknownReason};
+use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Paused, Stored, UnknownReason};
+use crate::kmonitor::pauses::{Pause, Pauses};
 use crate::kmonitor::readings::ModuleKey;
 use crate::kmonitor::verdict;
 use crate::kmonitor::view::ReasonCode;
@@ -25,6 +26,10 @@ pub(super) struct Context<'a> {
     pub(super) now: Moment,
     pub(super) elapsed: Duration,
     pub(super) is_left_behind: bool,
+    /// What is denied, if the stored offsets cannot be listed.
+    pub(super) refused: Option<Arc<str>>,
+    /// What operators have paused of the topic.
+    pub(super) pauses: Arc<Pauses>,
 }
 
 impl Context<'_> {
@@ -37,7 +42,7 @@ impl Context<'_> {
 }
 
 /// Collects what is known of a place.
-pub(super) fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) -> Facts {
+pub(super) fn facts_of(context: &Context<'_>, partition: PartitionId, place: &Place, log: Option<&Log>) -> Facts {
     let Context { module, now, elapsed, .. } = *context;
     let read = context.read();
     let age = |then: Option<Instant>| then.map(|then| now.at.saturating_duration_since(then));
@@ -48,6 +53,7 @@ pub(super) fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) 
     };
     let (moved_ago, moved_at_least) = place.moved_ago(read);
     let pair = log.and_then(|log| place.pair(log));
+    let of_pair_before = pair.filter(|pair| pair.stored != place.stored);
     let mut facts = Facts {
         stored: pair.map_or_else(|| place.stored.clone(), |pair| pair.stored.clone()),
         stored_age,
@@ -59,7 +65,9 @@ pub(super) fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) 
         pair_age: age(pair.map(|pair| pair.at)),
         log_age: age(log.and_then(|log| log.read)),
         log_unknown: log.map_or(Some(UnknownReason::NotReadYet), |log| log.unknown.as_deref().cloned()),
-        recreated: place.is_recreated,
+        recreated: of_pair_before.map_or(place.is_recreated, |pair| pair.is_recreated),
+        paused: context.pauses.of(partition).map(|pause| paused(pause, now)),
+        unpaused_for: place.unpaused_for(read.at),
         stable: pair.map_or_else(|| log.and_then(|log| log.stable), |pair| pair.stable),
         went_back: place.went_back(now.at),
         moved_ago: Some(moved_ago),
@@ -74,7 +82,7 @@ pub(super) fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) 
         left_behind: context.is_left_behind,
         ..Facts::unread()
     };
-    if let (Some(refused), Stored::Nothing | Stored::Offset(_)) = (&module.refused, &facts.stored) {
+    if let (Some(refused), Stored::Nothing | Stored::Offset(_)) = (&context.refused, &facts.stored) {
         facts.stored = Stored::Refused(Arc::clone(refused));
     }
     if facts::is_beyond_end(&facts) && !log.is_some_and(|log| log.is_read_after(module.read)) {
@@ -84,19 +92,27 @@ pub(super) fn facts_of(context: &Context<'_>, place: &Place, log: Option<&Log>) 
     if let (Some(log), LogState::Known { newest, .. }) = (log, &facts.log) {
         facts.came_in = place.came_in(*newest);
         let (first, end) = (first_waiting(&facts), facts.stable.unwrap_or(*newest));
-        facts.undeliverable = first.is_some_and(|first| place.is_undeliverable(first, end));
-        let from = if facts.undeliverable { Some(end) } else { first };
+        let passed = first.and_then(|first| place.passed(first, end));
+        facts.undeliverable = passed == Some(end);
+        facts.skipped = passed.zip(first).map_or(0, |(passed, first)| passed.abs_diff(first));
+        let from = passed.or(first);
         // Where the stored offset is that of a pair before, so is the time for which its first message has waited.
-        let then = pair.filter(|pair| pair.stored != place.stored).map_or(read.at, |pair| pair.at.min(read.at));
+        let then = of_pair_before.map_or(read.at, |pair| pair.at.min(read.at));
         let elapsed_then = elapsed.saturating_sub(now.at.saturating_duration_since(then));
         let arrival = from.and_then(|from| log.history.arrival(elapsed_then, from));
         facts.waiting_for = arrival.map(|arrival| arrival.at_least);
         facts.readable_for = facts.waiting_for.map(|time| place.free_for(read.at).map_or(time, |free| free.min(time)));
         let shown = from.and_then(|from| log.arrival(elapsed_then, from));
-        facts.behind = behind(counted(&facts), shown);
+        facts.behind = behind(facts::counted(&facts), shown);
         facts.waiting_at_least = facts.behind.is_some_and(|behind| behind.at_least);
     }
     facts
+}
+
+fn paused(pause: &Pause, now: Moment) -> Paused {
+    let then = (0 < pause.at_ms).then(|| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(pause.at_ms)));
+    let ago = then.flatten().map(|then| now.wall.duration_since(then).unwrap_or_default());
+    Paused { by: Arc::clone(&pause.by), ago }
 }
 
 pub(super) fn log_state(log: Option<&Log>) -> LogState {
@@ -106,11 +122,6 @@ pub(super) fn log_state(log: Option<&Log>) -> LogState {
         Some(Log { unknown: Some(reason), .. }) => LogState::Unknown((**reason).clone()),
         _ => LogState::Unknown(UnknownReason::NotReadYet),
     }
-}
-
-/// The delay that counts: where nothing was ever stored, all messages of the log; none that nobody can deliver.
-pub(super) fn counted(facts: &Facts) -> Option<u64> {
-    if facts.undeliverable { Some(facts::in_transaction(facts)) } else { facts::waiting(facts) }
 }
 
 /// The offset of the first message that waits, or the newest offset.

@@ -27,7 +27,7 @@ pub(super) struct Log {
     pub(super) is_gone: bool,
     /// Id of the topic.
     pub(super) topic_id: Option<TopicId>,
-    /// How often the topic was seen to have another id.
+    /// How often the topic was seen to be another one of the same name.
     pub(super) recreation_count: u32,
     /// When its messages arrived.
     pub(super) history: EndsHistory,
@@ -55,7 +55,9 @@ impl Log {
         self.came_in = 0;
         match reading {
             LogReading::Range(LogRange { oldest, newest, stable }) => {
-                if self.topic_id.is_some() && topic_id.is_some() && self.topic_id != topic_id {
+                let has_other_id = self.topic_id.is_some() && topic_id.is_some() && self.topic_id != topic_id;
+                // Without ids, it is another topic if the one before did not exist any more.
+                if has_other_id || (self.is_gone && topic_id.is_none()) {
                     // The messages of the topic before say nothing about this one.
                     self.history = EndsHistory::default();
                     self.timestamps = None;

@@ -53,6 +53,8 @@ pub(super) struct Place {
     /// writer of the offset knows.
     pub(super) wants_topic_id: bool,
     known_recreations: Option<u32>,
+    /// The stored offset has changed since the log was looked at.
+    has_changed: bool,
     pair: Option<Pair>,
     is_held: bool,
     /// Messages have waited for a while and the stored offset has not moved.
@@ -78,6 +80,8 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) stored: Stored,
+    /// Whether the stored offset is that of an earlier topic of the name.
+    pub(super) is_recreated: bool,
     pub(super) newest: Offset,
     pub(super) stable: Option<Offset>,
     /// When the end was read.
@@ -92,10 +96,21 @@ struct Rare {
     went_back: Option<(Offset, Offset, Instant)>,
     /// Until when nothing that waits could be read, because a transaction was open.
     held_until: Option<Instant>,
-    /// What a probe found, from the first waiting offset to the newest one.
-    probed: Option<(Offset, Offset, Finding)>,
+    /// When it was seen last that an operator has paused it.
+    paused_until: Option<Instant>,
+    probed: Option<Probed>,
     /// When it was probed last.
     probe_tried: Option<Instant>,
+}
+
+/// What probes found from the first waiting offset on.
+#[derive(Clone, Copy, Debug)]
+struct Probed {
+    from: Offset,
+    /// The newest offset then.
+    newest: Offset,
+    /// Below this offset nothing can be delivered. If it is below `newest`, a message can.
+    passed: Offset,
 }
 
 impl Place {
@@ -115,6 +130,7 @@ impl Place {
             topic_id: None,
             wants_topic_id: false,
             known_recreations: None,
+            has_changed: false,
             pair: None,
             is_held: false,
             stands_still: false,
@@ -152,6 +168,7 @@ impl Place {
                 self.moved(&reading.stored, log, now.at);
             }
             self.stored = reading.stored.clone();
+            self.has_changed = true;
             // What is known of the log may be older than the offset, so the next look decides.
             self.topic_id = None;
             self.newest_when_moved = log.and_then(|log| log.ends).map(|(_, newest)| newest);
@@ -194,30 +211,38 @@ impl Place {
             return;
         }
         self.compared_reading = log.reading_count;
+        self.hold(log);
+        if let Some(((_, newest), stored)) = log.ends.zip(self.offset()) {
+            if self.newest_when_moved.is_none() {
+                self.newest_when_moved = Some(newest);
+            }
+            if stored <= newest {
+                self.beyond_count = 0;
+            } else if log.is_settled(now) {
+                self.beyond_count = self.beyond_count.saturating_add(1);
+                self.is_recreated |= CONFIRM <= self.beyond_count;
+            }
+        }
         self.pair = log.ends.zip(log.read).map(|((_, newest), at)| Pair {
             stored: self.stored.clone(),
+            is_recreated: self.is_recreated,
             newest,
             stable: log.stable,
             at,
             recreation_count: log.recreation_count,
         });
-        self.hold(log);
-        let Some(((_, newest), stored)) = log.ends.zip(self.offset()) else { return };
-        if self.newest_when_moved.is_none() {
-            self.newest_when_moved = Some(newest);
-        }
-        if stored <= newest {
-            self.beyond_count = 0;
-        } else if log.is_settled(now) {
-            self.beyond_count = self.beyond_count.saturating_add(1);
-            self.is_recreated |= CONFIRM <= self.beyond_count;
-        }
     }
 
     /// Notes whether the topic was created again.
     pub(super) fn note_recreation(&mut self, log: &Log) {
-        self.wants_topic_id |= self.known_recreations.is_some_and(|known| known != log.recreation_count);
-        self.known_recreations = Some(log.recreation_count);
+        if self.known_recreations.is_some_and(|known| known != log.recreation_count) {
+            // Without ids of topics that of the stored offset says nothing.
+            self.wants_topic_id |= log.topic_id.is_some();
+            self.rare.iter_mut().for_each(|rare| rare.probed = None);
+            // An offset that has changed meanwhile may be that of the new topic.
+            self.is_recreated |= log.topic_id.is_none() && !self.has_changed && self.offset().is_some();
+        }
+        (self.known_recreations, self.has_changed) = (Some(log.recreation_count), false);
         if self.topic_id.is_none() {
             self.topic_id = log.topic_id;
         }
@@ -256,6 +281,16 @@ impl Place {
     pub(super) fn has_moved(&self, log: &Log) -> bool {
         let newest = log.ends.map(|(_, newest)| newest);
         newest.is_some() && newest != self.pair.as_ref().map(|pair| pair.newest)
+    }
+
+    /// Notes that an operator has paused it.
+    pub(super) fn note_pause(&mut self, now: Instant) {
+        self.rare_mut().paused_until = Some(now);
+    }
+
+    /// How long it had not been paused at `read`; `None` if it never was.
+    pub(super) fn unpaused_for(&self, read: Instant) -> Option<Duration> {
+        Some(read.saturating_duration_since(self.rare()?.paused_until?))
     }
 
     fn rare(&self) -> Option<&Rare> {
@@ -354,16 +389,18 @@ impl Place {
         Some(self.delays[(wanted % MINUTES) as usize]).filter(|delay| is_kept && *delay != UNKNOWN)
     }
 
-    /// Whether a probe found nothing to deliver between these offsets.
-    pub(super) fn is_undeliverable(&self, from: Offset, newest: Offset) -> bool {
-        self.rare().is_some_and(|rare| rare.probed == Some((from, newest, Finding::Nothing)))
+    /// The offset below which nothing can be delivered, from the first waiting offset on; at most the newest one.
+    pub(super) fn passed(&self, from: Offset, newest: Offset) -> Option<Offset> {
+        let probed = self.rare()?.probed.filter(|probed| probed.from == from && probed.newest <= newest)?;
+        Some(probed.passed)
     }
 
     /// Whether a probe is worth its requests: nothing moves, and it is not known yet whether anything can be delivered.
     pub(super) fn wants_probe(&self, from: Offset, newest: Offset, now: Moment) -> bool {
-        let is_known = self.rare().and_then(|rare| rare.probed).is_some_and(|(known_from, known_newest, finding)| {
-            known_from == from && (finding == Finding::Message || known_newest == newest)
-        });
+        let is_known = self
+            .rare()
+            .and_then(|rare| rare.probed)
+            .is_some_and(|probed| probed.from == from && (probed.passed < probed.newest || probed.newest == newest));
         let rests =
             |then: Option<Instant>, pause| then.is_none_or(|then| pause <= now.at.saturating_duration_since(then));
         !is_known && rests(self.moved, PROBE_AFTER) && rests(self.rare().and_then(|rare| rare.probe_tried), PROBE_PAUSE)
@@ -376,8 +413,12 @@ impl Place {
 
     /// Enters what a probe found.
     pub(super) fn record_probe(&mut self, from: Offset, newest: Offset, finding: Finding) {
+        let passed = match finding {
+            Finding::Nothing => newest,
+            Finding::Message => self.passed(from, newest).unwrap_or(from),
+        };
         let rare = self.rare_mut();
-        (rare.probed, rare.probe_tried) = (Some((from, newest, finding)), None);
+        (rare.probed, rare.probe_tried) = (Some(Probed { from, newest, passed }), None);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::TopicPartition;
-use crate::kmonitor::facts::{Owner, Source, UnknownReason, Verdict};
+use crate::kmonitor::facts::{Source, UnknownReason};
 use crate::kmonitor::log_ends::LogReading;
 use crate::kmonitor::plan::Candidate;
 use crate::kmonitor::readings::ModuleKey;
@@ -17,10 +17,6 @@ use super::{Module, Places};
 const MODULE_NODES: u64 = 3;
 /// Nodes of a module that was never read, as an estimate.
 const NEW_MODULE_NODES: u64 = 200;
-/// Shortest time between two readings of the members of a Kafka group.
-const DESCRIBE_PAUSE: Duration = Duration::from_secs(30);
-/// Age at which the owners of a Kafka group are unknown again.
-const DESCRIPTION_AGE: Duration = Duration::from_secs(90);
 
 impl Places {
     /// Returns the modules of a source that could be read: those in `names`, and those in the table.
@@ -68,6 +64,14 @@ impl Places {
         module.topics.values().flat_map(|topic| topic.places.values()).any(|place| place.wants_topic_id)
     }
 
+    /// Whether it has to be read what operators have paused: nothing moves somewhere, or something was paused.
+    pub(crate) fn needs_pauses(&self, key: &ModuleKey) -> bool {
+        let topics = self.modules.get(key).into_iter().flat_map(|module| module.topics.values());
+        topics
+            .into_iter()
+            .any(|topic| !topic.pauses.is_empty() || topic.places.values().any(|place| place.stands_still))
+    }
+
     /// Whether reading a module failed the last time, or was never tried.
     pub(crate) fn has_failed(&self, key: &ModuleKey) -> bool {
         self.modules.get(key).is_none_or(|module| module.failure.is_some() || module.tried.is_none())
@@ -80,27 +84,6 @@ impl Places {
             let elapsed = Duration::ZERO;
             self.logs.entry(at).or_default().record(&reading, None, self.start.at, elapsed);
         }
-    }
-
-    /// Returns the Kafka groups whose members are to be read: something is wrong with them, or they never committed, so
-    /// that only the members say what is consumed; and their members were not read lately. Owners that were read too
-    /// long ago become unknown.
-    pub(crate) fn take_undescribed(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
-        let mut keys = Vec::new();
-        for (key, module) in self.modules.iter_mut().filter(|(key, _)| key.source == Source::Kafka) {
-            let age = module.described.map(|then| now.saturating_duration_since(then));
-            if age.is_some_and(|age| DESCRIPTION_AGE <= age) && module.has_members != Some(false) {
-                module.described = None;
-                let places = module.topics.values_mut().flat_map(|topic| topic.places.values_mut());
-                places.for_each(|place| place.set_owner(Owner::Unknown, now));
-            }
-            let is_due = age.is_none_or(|age| DESCRIBE_PAUSE <= age);
-            if is_due && module.has_members != Some(false) && (module.is_bad() || module.has_no_offset()) {
-                keys.push((age, key.clone()));
-            }
-        }
-        keys.sort_by_key(|(age, _)| std::cmp::Reverse(age.unwrap_or(Duration::MAX)));
-        keys.into_iter().take(max).map(|(_, key)| key).collect()
     }
 }
 
@@ -127,18 +110,5 @@ impl Module {
         // Two nodes say that lists and owners are as they were.
         let topics = self.topics.values().map(|topic| 2 + topic.places.len() as u64);
         MODULE_NODES + topics.sum::<u64>()
-    }
-
-    /// Whether nothing was ever stored.
-    fn has_no_offset(&self) -> bool {
-        let mut places = self.topics.values().flat_map(|topic| topic.places.values());
-        self.read.is_some() && places.all(|place| place.offset().is_none())
-    }
-
-    /// Whether messages wait that may be somebody's fault, or soon will be.
-    fn is_bad(&self) -> bool {
-        let is_fine = |verdict| matches!(verdict, Verdict::Ok | Verdict::Unknown);
-        let mut places = self.topics.values().flat_map(|topic| topic.places.values());
-        places.any(|place| place.stands_still || !is_fine(place.standing.verdict))
     }
 }

@@ -1,17 +1,18 @@
 //! Judges all places of a cluster, and makes the view that the answers are made of.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::broker::{PartitionId, TopicPartition};
-use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Source, Stored, Verdict};
+use crate::kmonitor::facts::{self, Facts, Limits, LogState, Moment, Source, Stored, UnknownReason, Verdict};
 use crate::kmonitor::readings::ModuleKey;
+use crate::kmonitor::sentence;
 use crate::kmonitor::sparkline;
 use crate::kmonitor::summary::Summary;
 use crate::kmonitor::verdict::judge;
 use crate::kmonitor::view::{ClusterView, ModuleView, PartitionView, ReasonCode, Trouble, module_id};
 
-use super::collect::{Context, counted, facts_of, unknown_code};
+use super::collect::{Context, facts_of, unknown_code};
 use super::log::Log;
 use super::place::Place;
 use super::{Module, ModuleTopic, Places};
@@ -89,14 +90,15 @@ impl Places {
                 continue;
             }
             let is_left_behind = topic.is_left_behind || !self.counts(key, name);
-            let context = Context { key, module, limits, now, elapsed, is_left_behind };
+            let refused = module.refused.clone().or_else(|| topic.refused.clone());
+            let pauses = Arc::clone(&topic.pauses);
+            let context = Context { key, module, limits, now, elapsed, is_left_behind, refused, pauses };
             let view = self.publish_topic(&context, name, topic);
             is_active |= view.verdict != Verdict::Ok || view.delay != Some(0) || view.delay_is_partial;
             views.push(view);
         }
-        // A group with a node but without a topic is listed, and has nothing that could wait.
-        if views.len() == first && topics.is_empty() && (module.read.is_some() || module.refused.is_some()) {
-            views.push(self.module_without_topics(key, module, now));
+        if views.len() == first && topics.is_empty() && (module.read.is_some() || module.failure.is_some()) {
+            views.push(self.module_without_topics(key, module, limits, now));
         }
         module.topics = topics;
         module.is_active |= is_active;
@@ -132,7 +134,7 @@ impl Places {
         }
         view.owners = topic.owner_count();
         if let Some(denied) = &topic.refused {
-            mark_refused(&mut view, denied);
+            mark_unknown(&mut view, ReasonCode::NotAuthorized, denied);
         }
         view
     }
@@ -145,21 +147,58 @@ impl Places {
         rests && !topic.has_owner() && module.has_members != Some(true)
     }
 
-    fn module_without_topics(&self, key: &ModuleKey, module: &Module, now: Moment) -> ModuleView {
-        let topic: Arc<str> = "".into();
-        let limits = Limits::default();
-        let context = Context { key, module, limits: &limits, now, elapsed: Duration::ZERO, is_left_behind: false };
+    /// A module of which no topic is known: with nobody in it, nothing can wait.
+    fn module_without_topics(&self, key: &ModuleKey, module: &mut Module, limits: &Limits, now: Moment) -> ModuleView {
+        let (topic, elapsed): (Arc<str>, _) = ("".into(), Duration::ZERO);
+        let (refused, pauses) = (None, Arc::default());
+        let context = Context { key, module, limits, now, elapsed, is_left_behind: false, refused, pauses };
         let mut view = module_view(&self.cluster, &context, &topic, Vec::new(), Summary::default());
-        if let Some(denied) = &module.refused {
-            mark_refused(&mut view, denied);
-        } else if key.source == Source::Kafka && module.has_members != Some(false) && module.described.is_none() {
-            // A group that never committed: its members say what it consumes.
-            (view.verdict, view.reason_code) = (Verdict::Unknown, ReasonCode::NotReadYet);
-            view.reason = "nothing is committed, and the members of the group have not been read yet".into();
-            (view.delay, view.delay_is_partial) = (None, true);
+        if let Some((code, reason)) = why_without_topics(key.source, module, limits, now.at) {
+            mark_unknown(&mut view, code, &reason);
         }
+        let before = module.without_topics.filter(|(verdict, _)| *verdict == view.verdict);
+        view.since = before.map_or(now.wall, |(_, since)| since);
+        module.without_topics = Some((view.verdict, view.since));
         view
     }
+}
+
+/// Why it is not known whether something waits for a module without topics; `None` if nothing does.
+fn why_without_topics(
+    source: Source,
+    module: &Module,
+    limits: &Limits,
+    now: Instant,
+) -> Option<(ReasonCode, Arc<str>)> {
+    let since = |then: Instant| now.saturating_duration_since(then);
+    let is_fresh = module.valid_at.is_some_and(|then| since(then) <= limits.fresh_for);
+    if let Some(cause) = module.failure.as_ref().filter(|_| !is_fresh) {
+        let since = module.valid_at.or(module.failing_since).map(since).unwrap_or_default();
+        let silent = UnknownReason::SourceSilent { since, cause: Arc::clone(cause) };
+        let facts = Facts { stored_unknown: Some(silent), ..Facts::unread() };
+        return Some((ReasonCode::SourceSilent, sentence::of(ReasonCode::SourceSilent, &facts)));
+    }
+    if let Some(denied) = &module.refused {
+        return Some((ReasonCode::NotAuthorized, Arc::clone(denied)));
+    }
+    let text = match (source, module.members) {
+        (_, Some(0)) => return None,
+        (Source::Zookeeper, Some(1)) => "nothing is stored; 1 member is alive, but owns no partition".into(),
+        (Source::Zookeeper, Some(count)) => {
+            format!("nothing is stored; {count} members are alive, but own no partition")
+        }
+        (Source::Zookeeper, None) => return None,
+        // A group that never committed: its members say what it consumes.
+        (Source::Kafka, _) if module.has_members == Some(false) => return None,
+        (Source::Kafka, Some(1)) if module.described.is_some() => {
+            "nothing is committed; 1 member is alive, but has no partition".into()
+        }
+        (Source::Kafka, Some(count)) if module.described.is_some() => {
+            format!("nothing is committed; {count} members are alive, but have no partition")
+        }
+        (Source::Kafka, _) => "nothing is committed, and it is not known yet which partitions the members have".into(),
+    };
+    Some((ReasonCode::NotReadYet, text.into()))
 }
 
 fn publish_place(
@@ -169,14 +208,14 @@ fn publish_place(
     log: Option<&Log>,
 ) -> (PartitionView, Facts) {
     let (now, elapsed) = (context.now, context.elapsed);
-    let facts = facts_of(context, place, log);
+    let facts = facts_of(context, partition, place, log);
     let (standing, reason) = judge(&facts, context.limits, &place.standing, now);
     place.standing = standing;
     // Whether somebody owns it is found out before it would be STALLED or STOPPED.
     let is_still = facts.moved_ago.is_some_and(|ago| context.limits.stalled_after / 2 <= ago);
     place.stands_still = is_still && 0 < facts::readable(&facts);
     let unknown = unknown_code(&facts, context.limits);
-    let delay = counted(&facts).filter(|_| unknown.is_none());
+    let delay = facts::counted(&facts).filter(|_| unknown.is_none());
     place.keep_delay(elapsed, delay);
     place.line.record(elapsed, delay);
     let ends = match facts.log {
@@ -256,9 +295,9 @@ fn module_view(
     }
 }
 
-fn mark_refused(view: &mut ModuleView, denied: &Arc<str>) {
-    (view.verdict, view.reason_code) = (Verdict::Unknown, ReasonCode::NotAuthorized);
-    view.reason = Arc::clone(denied);
+fn mark_unknown(view: &mut ModuleView, code: ReasonCode, reason: &Arc<str>) {
+    (view.verdict, view.reason_code) = (Verdict::Unknown, code);
+    view.reason = Arc::clone(reason);
     (view.delay, view.delay_is_partial) = (None, true);
 }
 

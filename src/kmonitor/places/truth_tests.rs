@@ -2,7 +2,9 @@
 
 use super::tests::{Rig, in_kafka, key, reading, rig};
 use super::*;
+use crate::broker::GroupDescription;
 use crate::kmonitor::facts::Verdict;
+use crate::kmonitor::probe::Finding;
 use crate::kmonitor::readings::TopicReading;
 use crate::kmonitor::timestamps::{Timestamps, ages};
 use crate::kmonitor::view::{ModuleView, PartitionView, ReasonCode};
@@ -154,7 +156,7 @@ fn a_kafka_group_is_described_before_it_is_judged_and_unknown_members_are_not_no
     let module = rig.module(60);
     assert_eq!((module.verdict, module.reason_code), (Verdict::Stalled, ReasonCode::NothingStored));
     assert!(module.reason.ends_with("came in; its members are not known"), "{}", module.reason);
-    let group = GroupDescription { member_count: 1, owners: vec![(log_of("t"), "one@h".into())] };
+    let group = GroupDescription { member_count: 1, owners: Some(vec![(log_of("t"), "one@h".into())]) };
     rig.places.record_description(&m, &group, rig.at(60));
     let module = rig.module(61);
     assert_eq!((module.verdict, module.reason_code), (Verdict::Stalled, ReasonCode::NotMoving));
@@ -284,4 +286,139 @@ fn after_a_start_timestamps_say_how_old_a_message_is_and_no_verdict_follows() {
     rig.put("t", 1);
     rig.verdicts(&m, 100, [20]);
     assert_eq!(rig.partition(20).seconds_from, Some("history"), "what was seen goes before");
+}
+
+#[test]
+fn a_module_that_fails_from_its_first_reading_is_unknown_for_as_long_as_it_fails() {
+    let mut rig = rig(&["t"]);
+    for source in [Source::Zookeeper, Source::Kafka] {
+        let m = key("m", source);
+        let mut since = None;
+        for second in (0..=300).step_by(15) {
+            if second % 60 == 0 {
+                let now = rig.at(second).at;
+                rig.places.record_failure(&m, &"connection lost".into(), now);
+            }
+            let module = rig.module(second);
+            assert_eq!((module.verdict, module.reason_code), (Verdict::Unknown, ReasonCode::SourceSilent));
+            assert_eq!((module.delay, module.delay_is_partial), (None, true));
+            assert!(module.reason.contains("connection lost"), "{}", module.reason);
+            assert_eq!(*since.get_or_insert(module.since), module.since);
+        }
+        assert_eq!(&*rig.module(300).reason, "the stored offset could not be read for 5 min (connection lost)");
+        rig.read(&m, reading(&[("t", 0, Some("one"))]), 301);
+        assert_eq!(rig.module(301).verdict, Verdict::Ok);
+        rig.places.record_module(&m, None, rig.at(302));
+    }
+}
+
+#[test]
+fn a_group_that_had_nothing_is_unknown_when_it_was_not_read_for_too_long() {
+    let mut rig = rig(&["t"]);
+    let m = key("m", Source::Zookeeper);
+    rig.read(&m, ModuleReading::default(), 0);
+    rig.places.record_failure(&m, &"connection lost".into(), rig.at(5).at);
+    assert_eq!(rig.module(15).verdict, Verdict::Ok, "what is known stays known");
+    let module = rig.module(16);
+    assert_eq!((module.verdict, &*module.reason), (Verdict::Unknown, SILENT));
+}
+
+const SILENT: &str = "the stored offset could not be read for 16 s (connection lost)";
+
+#[test]
+fn offsets_of_a_topic_that_may_not_be_listed_any_more_are_unknown_and_not_frozen() {
+    let mut rig = rig(&["t", "u"]);
+    let m = key("m", Source::Zookeeper);
+    let both = || reading(&[("t", 0, Some("one")), ("u", 0, Some("one"))]);
+    rig.put("t", 3);
+    rig.read(&m, both(), 0);
+    assert_eq!(rig.delay(0), Some(3));
+    let mut denied = both();
+    denied.topics.insert("t".into(), TopicReading { refused: Some("no access".into()), ..TopicReading::default() });
+    for second in [5, 60] {
+        rig.read(&m, denied.clone(), second);
+        assert_eq!(rig.delay(second), None, "the sum of a number that is unknown");
+        let partition = rig.partition(second);
+        assert_eq!((partition.delay, partition.unknown), (None, Some("not_authorized")));
+        assert_eq!(rig.module(second).reason_code, ReasonCode::NotAuthorized);
+    }
+    let partition = rig.partition(60);
+    assert_eq!((partition.verdict, partition.reason_code), (Verdict::Unknown, ReasonCode::NotAuthorized));
+    rig.read(&m, both(), 65);
+    assert_eq!(rig.delay(65), Some(3));
+}
+
+#[test]
+fn a_recreated_topic_that_is_pushed_again_is_known_throughout() {
+    for has_ids in [true, false] {
+        let mut rig = rig(&["t"]);
+        rig.broker.set_topic_ids(has_ids);
+        rig.put("t", 20);
+        let m = key("m", Source::Zookeeper);
+        rig.verdicts(&m, 20, [0, 5]);
+        rig.broker.recreate_topic("t", 1);
+        rig.put("t", 3);
+        rig.verdicts(&m, 20, (10..=50).step_by(5));
+        assert_eq!((rig.delay(50), rig.module(50).verdict), (Some(3), Verdict::Rewound), "{has_ids}");
+        // Its first message is pushed, and the log cannot be read after the offset.
+        rig.broker.set_broken(&log_of("t"), Some("a test"));
+        rig.read(&m, reading(&[("t", 1, Some("one"))]), 55);
+        let partition = rig.partition(55);
+        assert_eq!((partition.verdict, partition.delay, partition.unknown), (Verdict::Rewound, Some(3), None));
+        rig.broker.set_broken(&log_of("t"), None);
+        assert_eq!(rig.verdicts(&m, 1, [60, 65]), [Verdict::Rewound, Verdict::Ok]);
+        assert_eq!(rig.delay(65), Some(2));
+    }
+}
+
+#[test]
+fn a_topic_without_an_id_that_was_gone_and_is_back_counts_from_its_beginning() {
+    let mut rig = rig(&[]);
+    rig.broker.set_topic_ids(false);
+    rig.broker.create_topic("t", 1);
+    rig.put("t", 5);
+    let (m, n) = (key("m", Source::Zookeeper), key("n", Source::Zookeeper));
+    rig.verdicts(&m, 5, [0, 5]);
+    rig.read(&n, reading(&[("t", 5, Some("one"))]), 5);
+    rig.broker.delete_topic("t");
+    for second in (10..=40).step_by(5) {
+        rig.read(&n, reading(&[("t", 5, Some("one"))]), second);
+        rig.verdicts(&m, 5, [second]);
+    }
+    assert_eq!(rig.partition(40).reason_code, ReasonCode::Gone);
+    // The new one is longer than the stored offset of one module, and pushed by the other.
+    rig.broker.create_topic("t", 1);
+    rig.put("t", 8);
+    for second in (45..=60).step_by(5) {
+        rig.read(&n, reading(&[("t", 1, Some("one"))]), second);
+        rig.read(&m, reading(&[("t", 5, Some("one"))]), second);
+        rig.view(second);
+    }
+    let delays = rig.view(60).modules.iter().map(|module| module.delay).collect::<Vec<_>>();
+    assert_eq!(delays, [Some(8), Some(7)]);
+    assert_eq!(rig.partition(60).reason_code, ReasonCode::Recreated);
+}
+
+#[test]
+fn a_message_behind_old_markers_has_its_own_time() {
+    let mut rig = rig(&["t"]);
+    rig.put("t", 3);
+    rig.broker.put_marker(&log_of("t"));
+    let m = key("m", Source::Zookeeper);
+    // Nothing waits for an hour but a marker, which a probe passes.
+    for second in (0..=3_600).step_by(60) {
+        rig.verdicts(&m, 3, [second]);
+        let now = rig.at(second);
+        for probe in rig.places.take_unprobed(9, now) {
+            rig.places.record_probes(&[(probe, Finding::Nothing)]);
+        }
+    }
+    rig.put("t", 1);
+    assert_eq!(rig.verdicts(&m, 3, (3_605..3_645).step_by(5)), [Verdict::Ok]);
+    assert_eq!((rig.delay(3_645), rig.partition(3_645).seconds_behind), (Some(1), Some(37.5)));
+    // The log is another one: nothing is known of its messages.
+    rig.broker.recreate_topic("t", 1);
+    rig.put("t", 6);
+    rig.verdicts(&m, 3, [3_650]);
+    assert_eq!(rig.delay(3_650), Some(6));
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::kmonitor::facts::{Behind, WentBack};
+use crate::kmonitor::facts::{Behind, Paused, WentBack};
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -32,6 +32,7 @@ fn each_code_has_a_sentence_with_the_numbers() {
     let silent = |reason| Facts { log_unknown: Some(reason), log_age: Some(seconds(38)), ..facts(0, 0, 9) };
     let zookeeper = UnknownReason::SourceSilent { since: seconds(42), cause: "connection refused".into() };
     let back = Some(WentBack { from: 5_000, to: 10, ago: seconds(125) });
+    let paused = |ago: Option<u64>| Some(Paused { by: "ann".into(), ago: ago.map(seconds) });
     use ReasonCode as Code;
     let rows = [
         (Code::NothingWaits, facts(9, 0, 9), "nothing waits"),
@@ -146,6 +147,32 @@ fn each_code_has_a_sentence_with_the_numbers() {
             Code::Waiting,
             Facts { stable: Some(3), ..facts(3, 0, 4) },
             "1 message waits; it waits for a transaction to end",
+        ),
+        (
+            Code::Paused,
+            Facts { paused: paused(Some(720)), ..facts(0, 0, 37) },
+            "paused by ann 12 min ago; 37 messages wait, the first for 90 s",
+        ),
+        (
+            Code::Paused,
+            Facts { paused: paused(None), waiting_for: None, ..facts(0, 0, 1) },
+            "paused by ann; 1 message waits",
+        ),
+        (
+            Code::NoMember,
+            Facts { paused: paused(Some(720)), ..facts(0, 0, 37) },
+            "nobody pushes it: the module has had no live member for 95 s; 37 messages wait, the \
+                 first for 90 s; paused by ann 12 min ago",
+        ),
+        (
+            Code::MessagesBehind,
+            Facts { stable: Some(1_000), undeliverable: true, behind: late.behind, ..facts(0, 0, 1_004) },
+            "4 min behind, 4 messages; all of them wait for a transaction to end",
+        ),
+        (
+            Code::NothingDeliverable,
+            Facts { stored: Stored::Nothing, ..facts(0, 6, 9) },
+            "nothing waits (3 offsets are transaction markers or aborted messages)",
         ),
         (
             Code::BeyondEnd,

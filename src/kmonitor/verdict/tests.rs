@@ -4,7 +4,7 @@ mod replay;
 
 use super::*;
 use crate::broker::Offset;
-use crate::kmonitor::facts::{Behind, WentBack};
+use crate::kmonitor::facts::{Behind, Paused, WentBack};
 use proptest::prelude::*;
 
 fn seconds(seconds: u64) -> Duration {
@@ -64,6 +64,7 @@ fn each_rule_has_its_verdict() {
     };
     let foreign = |owner| Facts { owner, members: None, ..still(waiting(1_204, 90)) };
     let open = |readable: Offset, time| Facts { stable: Some(1_000 + readable), ..still(waiting(37, time)) };
+    let paused = Some(Paused { by: "ann".into(), ago: None });
     use ReasonCode as Code;
     use Verdict::{Lagging, Ok, Rewound, Stalled, Stopped, Unknown};
     let rows = [
@@ -171,7 +172,29 @@ fn each_rule_has_its_verdict() {
             Ok,
             Code::Waiting,
         ),
+        (
+            "created again, with markers only",
+            Facts { recreated: true, undeliverable: true, ..still(waiting(3, 95)) },
+            Ok,
+            Code::NothingDeliverable,
+        ),
         ("an owner that does not move", still(waiting(37, 50)), Stalled, Code::NotMoving),
+        ("paused", Facts { paused: paused.clone(), ..still(waiting(37, 50)) }, Ok, Code::Paused),
+        ("paused for long", Facts { paused: paused.clone(), ..still(waiting(37, 95)) }, Lagging, Code::Paused),
+        ("paused, and its module is dead", Facts { paused: paused.clone(), ..dead(90) }, Stopped, Code::NoMember),
+        ("paused, nothing waits", Facts { paused, ..still(waiting(0, 0)) }, Ok, Code::NothingWaits),
+        (
+            "resumed a moment ago",
+            Facts { unpaused_for: Some(seconds(44)), ..still(waiting(37, 50)) },
+            Ok,
+            Code::Waiting,
+        ),
+        (
+            "resumed a while ago",
+            Facts { unpaused_for: Some(seconds(45)), ..still(waiting(37, 50)) },
+            Stalled,
+            Code::NotMoving,
+        ),
         ("an owner that moves", waiting(37, 50), Ok, Code::Waiting),
         ("an owner on a topic that was idle", still(waiting(1, 44)), Ok, Code::Waiting),
         ("seconds behind", waiting(12_400, 60), Lagging, Code::SecondsBehind),
@@ -210,6 +233,11 @@ fn lagging_may_be_measured_in_messages_and_ends_below_half() {
     let seconds = Limits::default();
     for (time, is_lagging, lags) in [(59, false, false), (60, false, true), (30, true, true), (29, true, false)] {
         assert_eq!(with(&seconds, 5, time, is_lagging, true), lags, "{time} {is_lagging}");
+    }
+    // What nobody can deliver before an open transaction does not wait.
+    for (open, lags) in [(100, true), (99, false)] {
+        let held = Facts { undeliverable: true, stable: Some(1_200 - open), ..waiting(200, 5) };
+        assert_eq!(finding(&held, &limits, false, true).verdict == Verdict::Lagging, lags, "{open}");
     }
     // While the stored offset cannot be read, the number of messages is too high.
     let unread = Facts { stored_unknown: Some(UnknownReason::NoBroker), ..waiting(200, 5) };

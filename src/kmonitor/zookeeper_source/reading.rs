@@ -17,6 +17,8 @@ pub(in crate::kmonitor) struct WantedModule {
     pub name: Arc<str>,
     /// Whether to read also which log the offsets belong to. It is needed once: what changes later is seen.
     pub with_topic_ids: bool,
+    /// Whether to read also what operators have paused. It is needed where nothing moves.
+    pub with_pauses: bool,
 }
 
 /// Modules that are being read, in steps.
@@ -63,6 +65,8 @@ pub(super) enum Leaf {
     Offset,
     Owner,
     Ahead,
+    /// What is paused of the topic; the number of the partition means nothing.
+    Paused,
 }
 
 /// The children of a node of a module.
@@ -117,8 +121,8 @@ impl Reading {
         self.queue.is_empty()
     }
 
-    /// Returns the modules, in the order in which they were wanted. `None` for a group without stored offsets and
-    /// without owners.
+    /// Returns the modules, in the order in which they were wanted. `None` for a group without stored offsets, owners
+    /// and members.
     pub(in crate::kmonitor) fn finish(self) -> Vec<Result<Option<ModuleReading>, KeeperError>> {
         let finish = |ModuleProgress { failure, reading, refused, .. }| {
             failure.map_or(Ok(reading.map(|reading| ModuleReading { refused, ..reading })), Err)
@@ -126,8 +130,8 @@ impl Reading {
         self.modules.into_iter().map(finish).collect()
     }
 
-    /// Takes items of modules that have not failed, until they cost `max` reads of a node. `listing_cost`: what the names
-    /// of children cost.
+    /// Takes items of modules that have not failed, until they cost `max` reads of a node. `listing_cost`: what the
+    /// names of children cost.
     pub(super) fn take(&mut self, max: u64, listing_cost: u64) -> Vec<Item> {
         let mut items = Vec::new();
         let mut cost = 0;
@@ -164,7 +168,8 @@ impl Reading {
         if let Children::Known(names) = owners {
             names.iter().for_each(|name| topics.entry(Arc::clone(name)).or_default().1 = true);
         }
-        if matches!(offsets, Children::Absent) && topics.is_empty() {
+        // With members it is a module that is about to own something, or cannot.
+        if matches!(offsets, Children::Absent) && topics.is_empty() && members.is_none_or(|count| count == 0) {
             return;
         }
         let other_owner = match owners {
@@ -173,10 +178,14 @@ impl Reading {
             _ => Owner::Unsupported,
         };
         let reading = module.reading.insert(ModuleReading { members, ..ModuleReading::default() });
-        let name = &self.wanted[index].name;
+        let WantedModule { name, with_pauses, .. } = &self.wanted[index];
         for (topic, (has_offsets, has_owners)) in topics {
             reading.topics.entry(Arc::clone(&topic)).or_default().other_owner = Some(other_owner.clone());
             let item = |folder, path| Item { module: index, kind: ItemKind::Folder(folder), path };
+            if *with_pauses {
+                let kind = ItemKind::Leaf(Leaf::Paused, Arc::clone(&topic), 0);
+                self.queue.push_back(Item { module: index, kind, path: paths::paused(name, &topic) });
+            }
             // The owners come first: an offset without an owner gets that of the others.
             if has_owners {
                 let path = paths::owners(name, &topic);

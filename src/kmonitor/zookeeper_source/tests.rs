@@ -27,19 +27,24 @@ struct Kept {
     names: NameInterner,
     logged: LoggedOnce,
     listings: Listings,
+    with_pauses: bool,
 }
 
 impl Kept {
     fn source<'a>(&'a mut self, keeper: &'a dyn Keeper) -> ZookeeperSource<'a> {
-        let Kept { names, logged, listings } = self;
+        let Kept { names, logged, listings, .. } = self;
         ZookeeperSource { keeper, names, logged, listings, request_count: 0 }
     }
 
     fn read(&mut self, keeper: &dyn Keeper) -> Modules {
-        let mut source = self.source(keeper);
-        let groups = source.group_names().unwrap();
-        let wanted = |name: &String| WantedModule { name: name.as_str().into(), with_topic_ids: true };
+        let groups = self.source(keeper).group_names().unwrap();
+        let wanted = |name: &String| WantedModule {
+            name: name.as_str().into(),
+            with_topic_ids: true,
+            with_pauses: self.with_pauses,
+        };
         let mut reading = Reading::new(groups.iter().map(wanted).collect());
+        let mut source = self.source(keeper);
         while !reading.is_done() {
             source.step(&mut reading, 3);
         }
@@ -57,7 +62,7 @@ fn stored(reading: &ModuleReading, topic: &str) -> Vec<(PartitionId, Stored)> {
 }
 
 #[test]
-fn every_group_with_offsets_or_owners_is_a_module() {
+fn every_group_with_offsets_or_owners_or_members_is_a_module() {
     let keeper = InMemoryEnsemble::new().connect(Duration::from_secs(6));
     assert_eq!(read(&*keeper), BTreeMap::new());
     put(&*keeper, "/consumers/m1/offsets/t/0", "12");
@@ -72,6 +77,7 @@ fn every_group_with_offsets_or_owners_is_a_module() {
     put(&*keeper, "/consumers/owning/owners/t/3", "one-0");
     put(&*keeper, "/consumers/empty/offsets", "");
     put(&*keeper, "/consumers/never/ids", "");
+    put(&*keeper, "/consumers/starting/ids/one", "{}");
     let modules = read(&*keeper);
     let module = |name: &str| modules[name].clone().unwrap().unwrap();
     let first = module("m1");
@@ -86,6 +92,7 @@ fn every_group_with_offsets_or_owners_is_a_module() {
     assert_eq!(owning.topics["t"].places[&3], PlaceReading::nothing(Owner::Named("one-0".into())));
     assert_eq!(module("empty"), ModuleReading::default());
     assert_eq!(modules["never"], Ok(None));
+    assert_eq!(module("starting"), ModuleReading { members: Some(1), ..ModuleReading::default() });
 }
 
 #[test]
@@ -127,6 +134,25 @@ fn the_log_of_an_offset_is_known_if_ktransfer_wrote_it_beside() {
 }
 
 #[test]
+fn what_operators_have_paused_is_read_where_it_is_wanted() {
+    let tree = InMemoryEnsemble::new();
+    let keeper = tree.connect(Duration::from_secs(6));
+    for topic in ["t", "u", "denied"] {
+        put(&*keeper, &format!("/consumers/m/offsets/{topic}/0"), "5");
+    }
+    put(&*keeper, "/consumers/m/paused/t", r#"{"partitions":{"0":{"by":"ann","at_ms":7}}}"#);
+    tree.refuse("/consumers/m/paused/denied");
+    for with_pauses in [false, true] {
+        let mut modules = Kept { with_pauses, ..Kept::default() }.read(&*keeper);
+        let reading = modules.remove("m").unwrap().unwrap().unwrap();
+        let is_paused = |topic: &str| reading.topics[topic].pauses.as_ref().map(|pauses| pauses.of(0).is_some());
+        let expected = if with_pauses { [Some(true), Some(false), None] } else { [None; 3] };
+        assert_eq!(["t", "u", "denied"].map(is_paused), expected);
+        assert_eq!(stored(&reading, "denied"), [(0, Stored::Offset(5))]);
+    }
+}
+
+#[test]
 fn without_zookeeper_each_module_fails() {
     let tree = InMemoryEnsemble::new();
     let keeper = tree.connect(Duration::from_secs(6));
@@ -135,7 +161,7 @@ fn without_zookeeper_each_module_fails() {
     let mut kept = Kept::default();
     let mut source = kept.source(&*keeper);
     assert!(matches!(source.group_names(), Err(KeeperError::Unreachable(_))));
-    let mut reading = Reading::new(vec![WantedModule { name: "m".into(), with_topic_ids: false }]);
+    let mut reading = Reading::new(vec![WantedModule { name: "m".into(), with_topic_ids: false, with_pauses: true }]);
     source.step(&mut reading, 100);
     assert!(reading.is_done());
     assert!(matches!(reading.finish()[..], [Err(KeeperError::Unreachable(_))]));
@@ -211,7 +237,8 @@ fn owners_and_members_that_may_not_be_read_are_unknown_and_not_absent() {
 
 #[test]
 fn a_step_is_bounded_by_what_it_costs_the_server() {
-    let wanted = |number: u32| WantedModule { name: number.to_string().into(), with_topic_ids: false };
+    let wanted =
+        |number: u32| WantedModule { name: number.to_string().into(), with_topic_ids: false, with_pauses: false };
     let mut reading = Reading::new((0..10).map(wanted).collect());
     assert_eq!(reading.take(25, 20).len(), 25);
     for module in 0..10 {

@@ -6,6 +6,7 @@ use crate::html::assets::fnv;
 use crate::html::query::{Choice, Parameters};
 use crate::html::selection::Row;
 use crate::html::{Count, Rate};
+use crate::kproxy::metrics::OTHER_TOPICS;
 use crate::kproxy::traffic::{StatusTraffic, TopicTraffic};
 
 /// The page of kproxy.
@@ -130,7 +131,7 @@ impl TopicRow {
     pub(in crate::kproxy) fn new(limits: Option<String>, traffic: TopicTraffic) -> TopicRow {
         let name = match &*traffic.topic {
             "" => "no topic".to_owned(),
-            "other" => "other topics".to_owned(),
+            OTHER_TOPICS => "other topics".to_owned(),
             topic => topic.to_owned(),
         };
         let known = traffic.codes.iter().any(|status| status.per_second.is_some());
@@ -204,7 +205,7 @@ fn reason(traffic: &TopicTraffic, name: &str) -> String {
     match (name, &*traffic.topic) {
         _ if !why.is_empty() => why,
         (_, "") => "refused before anything was sent to Kafka".to_owned(),
-        (_, "other") => "those in which no message was stored, and those beyond 1,000".to_owned(),
+        (_, OTHER_TOPICS) => "those in which no message was stored, and those beyond 1,000".to_owned(),
         _ => String::new(),
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::broker::{Acks, ConnectionState, ConnectionStatus};
 use crate::html::test_support::{HOSTILE_NAMES, assert_harmless, assert_same_rows, between, write_sample};
+use crate::kproxy::metrics::OTHER_TOPICS;
 use crate::kproxy::traffic::{StatusTraffic, TopicTraffic};
 
 fn page(content: &ProxyContent, query: &str) -> String {
@@ -46,7 +47,7 @@ fn busy() -> ProxyContent {
             topic("billing", &[(200, 120.25), (503, 0.0), (504, 0.03)]),
             topic("clicks", &[(200, 8_412.0), (429, 31.5), (413, 0.2)]),
             topic("orders", &[(200, 311.0)]),
-            topic("other", &[(404, 0.4)]),
+            topic(OTHER_TOPICS, &[(404, 0.4)]),
         ],
         connections: Some(vec![
             connection(1, Acks::All, ConnectionState::Connected),
@@ -84,6 +85,12 @@ fn topics_have_a_verdict_rates_and_a_reason() {
             assert!(row.contains(part), "{part}: {row}");
         }
     }
+    // A topic of that name is one like the others.
+    let both =
+        ProxyContent { topics: vec![topic("other", &[(200, 1.0)]), topic(OTHER_TOPICS, &[(404, 1.0)])], ..busy() };
+    assert_ne!(both.topics[0].id, both.topics[1].id);
+    assert_eq!(both.topics.iter().map(|topic| &*topic.name).collect::<Vec<_>>(), ["other", "other topics"]);
+    assert_eq!((&*both.topics[0].why, both.topics[0].verdict), ("", TopicVerdict::Ok));
     let unknown = TopicTraffic {
         topic: "new".to_owned(),
         codes: vec![StatusTraffic { code: 503, totals: Vec::new(), per_second: None }],

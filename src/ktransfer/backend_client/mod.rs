@@ -18,7 +18,6 @@ mod connection;
 mod connector;
 mod exchange;
 mod head;
-mod lookup_schedule;
 mod name_lookup;
 mod profile;
 mod pusher;

@@ -1,28 +1,33 @@
 //! The addresses of a module's backends, looked up on a thread of their own.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, at, bounded, select};
 use log::warn;
 use ureq::config::Config as AgentConfig;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-use super::lookup_schedule::{Due, LookupSchedule};
-use super::name_lookup::start;
+use super::name_lookup::{EndedLookup, Found, NameLookups};
 use super::request::HTTPS;
 use crate::ktransfer::unresolved_names::UnresolvedNames;
 use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
 
-/// Pause before the next look at the names while there is none.
-const MAX_IDLE: Duration = Duration::from_secs(30);
+/// Pause between two look-ups of all names.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+/// Pause between two look-ups of all names after the look-up of a name has failed.
+const RESOLVE_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval at which a look-up that keeps failing for the same reason is logged.
 const REPEAT_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a look-up is waited for.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// After this time of a look-up the next one begins beside it.
+const NEXT_LOOKUP_AFTER: Duration = Duration::from_millis(200);
 /// How long after the start of the module requests wait for the first look-up of a name. A working name server answers
 /// much faster.
 const FIRST_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,20 +93,6 @@ pub(super) enum LookupFailure {
     /// Its look-up has failed, or it is no backend.
     #[error("{0}")]
     Failed(String),
-}
-
-/// The text and time of the last warning for each name, so that a name server that is down does not fill the log.
-#[derive(Default)]
-struct Warnings(HashMap<String, (String, Instant)>);
-
-impl Warnings {
-    fn warn(&mut self, name: &str, reason: &str) {
-        let is_repeat = |(last, at): &(String, Instant)| last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
-        if !self.0.get(name).is_some_and(is_repeat) {
-            warn!("backend_servers: cannot resolve {name:?}: {reason}");
-            self.0.insert(name.to_owned(), (reason.to_owned(), Instant::now()));
-        }
-    }
 }
 
 impl Table {
@@ -175,45 +166,17 @@ impl BackendResolver {
         !self.lock().names().is_empty()
     }
 
-    /// Looks all names up at intervals until the stop, all at the same time. If a look-up fails, the addresses found
-    /// before stay in use.
+    /// Looks all names up at intervals until the stop. If a look-up fails, the addresses found before stay in use.
     pub(crate) fn run(&self, stop: &Stop) {
-        let (mut schedule, mut warnings) = (LookupSchedule::default(), Warnings::default());
-        // Holds at most one result for each look-up that runs, and their number is limited.
-        let (sender, found) = unbounded();
-        loop {
-            let (names, now) = (self.lock().names(), Instant::now());
-            warnings.0.retain(|name, _| names.contains(name));
-            schedule.set_names(&names, now);
-            for due in schedule.take_due(now) {
-                match due {
-                    Due::TimedOut(name) => warnings.warn(&name, "the name server did not answer in time"),
-                    Due::LookUp(name) => {
-                        if let Err(reason) = start(&name, &sender) {
-                            schedule.ended(&name, false, now);
-                            warnings.warn(&name, &reason);
-                        }
-                    }
-                }
-            }
-            // Without a name only a change of the backends makes a look-up due.
-            let pause = schedule.next_due().map(|due| due.saturating_duration_since(Instant::now()));
-            select! {
-                recv(stop.closed()) -> _ => return,
-                recv(self.wake.1) -> _ => {},
-                recv(found) -> found => if let Ok((name, found)) = found {
-                    let found = match found {
-                        Ok(addresses) if addresses.is_empty() => Err("it has no address".to_owned()),
-                        found => found,
-                    };
-                    schedule.ended(&name, found.is_ok(), Instant::now());
-                    match &found {
-                        Ok(_) => drop(warnings.0.remove(&name)),
-                        Err(reason) => warnings.warn(&name, reason),
-                    }
-                    self.note(&name, found);
-                },
-                default(pause.unwrap_or(MAX_IDLE)) => {},
+        self.run_with(NameLookups::new(), stop);
+    }
+
+    fn run_with(&self, lookups: NameLookups, stop: &Stop) {
+        let mut round = Round { resolver: self, lookups, warnings: HashMap::new() };
+        while let Some(all_resolved) = round.look_up_all(stop) {
+            let pause = if all_resolved { RESOLVE_INTERVAL } else { RESOLVE_RETRY_INTERVAL };
+            if !round.pause(Instant::now() + pause, stop) {
+                return;
             }
         }
     }
@@ -238,7 +201,7 @@ impl BackendResolver {
         lock(&self.table)
     }
 
-    /// Returns the entries of `backend_servers` whose first look-up has not ended. It is kept up to date.
+    /// Returns the entries of `backend_servers` that have no address yet. It is kept up to date.
     pub(crate) fn unresolved(&self) -> &UnresolvedNames {
         &self.unresolved
     }
@@ -257,6 +220,114 @@ impl BackendResolver {
             }
             Some(Addresses::Pending) => Err(LookupFailure::Pending(authority.to_owned())),
             None => Err(LookupFailure::Failed(format!("{authority:?} is not one of backend_servers"))),
+        }
+    }
+}
+
+/// The thread that looks names up, and what it keeps from round to round.
+struct Round<'a> {
+    resolver: &'a BackendResolver,
+    lookups: NameLookups,
+    /// The text and time of the last warning for each name, so that a name server that is down does not fill the log.
+    warnings: HashMap<String, (String, Instant)>,
+}
+
+impl Round<'_> {
+    /// Looks all names up, one after the other, but none behind one that takes longer than [`NEXT_LOOKUP_AFTER`].
+    /// Returns whether all have addresses; `None` after the stop.
+    fn look_up_all(&mut self, stop: &Stop) -> Option<bool> {
+        let (mut all_resolved, mut next_begin) = (true, Instant::now());
+        let mut seen = BTreeSet::new();
+        let mut to_begin = VecDeque::new();
+        self.add_names(&mut seen, &mut to_begin);
+        self.warnings.retain(|name, _| seen.contains(name));
+        // The names that are waited for, with the end of the wait.
+        let mut pending: BTreeMap<String, Instant> = BTreeMap::new();
+        loop {
+            let now = Instant::now();
+            if (pending.is_empty() || next_begin <= now)
+                && let Some(name) = to_begin.pop_front()
+            {
+                self.lookups.begin(&name);
+                pending.insert(name, now + LOOKUP_TIMEOUT);
+                next_begin = now + NEXT_LOOKUP_AFTER;
+            }
+            let next = (!to_begin.is_empty()).then_some(next_begin);
+            let Some(until) = pending.values().copied().chain(next).min() else { return Some(all_resolved) };
+            select! {
+                recv(stop.closed()) -> _ => return None,
+                recv(self.resolver.wake.1) -> _ => self.add_names(&mut seen, &mut to_begin),
+                recv(self.lookups.ended) -> ended => {
+                    let ended = ended.ok()?;
+                    pending.remove(&ended.name);
+                    all_resolved &= self.take(ended);
+                    next_begin = Instant::now();
+                }
+                recv(at(until)) -> _ => {
+                    let is_over = |(_, until): &(&String, &Instant)| **until <= Instant::now();
+                    let overdue: Vec<String> = pending.iter().filter(is_over).map(|(name, _)| name.clone()).collect();
+                    for name in overdue {
+                        pending.remove(&name);
+                        all_resolved = false;
+                        // Not a result: the look-up may still end well.
+                        self.warn(&name, "the name server did not answer in time");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds the names that are configured and not seen yet in this round.
+    fn add_names(&self, seen: &mut BTreeSet<String>, to_begin: &mut VecDeque<String>) {
+        for name in self.resolver.lock().names() {
+            if seen.insert(name.clone()) {
+                to_begin.push_back(name);
+            }
+        }
+    }
+
+    /// Waits until the next round, and takes look-ups that end late. Returns false after the stop.
+    fn pause(&mut self, until: Instant, stop: &Stop) -> bool {
+        loop {
+            select! {
+                recv(stop.closed()) -> _ => return false,
+                recv(self.resolver.wake.1) -> _ => return true,
+                recv(self.lookups.ended) -> ended => {
+                    if let Ok(ended) = ended {
+                        self.take(ended);
+                    }
+                }
+                recv(at(until)) -> _ => return true,
+            }
+        }
+    }
+
+    /// Takes the end of a look-up. Returns whether the name has addresses.
+    fn take(&mut self, ended: EndedLookup) -> bool {
+        let EndedLookup { name, found } = ended;
+        self.lookups.note_ended(&name);
+        let found = match found {
+            Ok(addresses) if addresses.is_empty() => Err("it has no address".to_owned()),
+            found => found,
+        };
+        let is_resolved = found.is_ok();
+        self.note(&name, found);
+        is_resolved
+    }
+
+    fn note(&mut self, name: &str, found: Found) {
+        match &found {
+            Ok(_) => drop(self.warnings.remove(name)),
+            Err(reason) => self.warn(name, reason),
+        }
+        self.resolver.note(name, found);
+    }
+
+    fn warn(&mut self, name: &str, reason: &str) {
+        let is_repeat = |(last, at): &(String, Instant)| last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
+        if !self.warnings.get(name).is_some_and(is_repeat) {
+            warn!("backend_servers: cannot resolve {name:?}: {reason}");
+            self.warnings.insert(name.to_owned(), (reason.to_owned(), Instant::now()));
         }
     }
 }
@@ -289,87 +360,4 @@ impl Resolver for AgentResolver {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ktransfer::test_backend::wait_until;
-
-    #[test]
-    fn ip_addresses_resolve_at_once_and_names_after_the_first_look_up() {
-        let resolver = BackendResolver::new(&[
-            "127.0.0.1".into(),
-            "https://127.0.0.2".into(),
-            "[::1]:81".into(),
-            "localhost:82".into(),
-            "no.invalid:1".into(),
-        ]);
-        assert_eq!(resolver.addresses("127.0.0.1:80").unwrap(), ["127.0.0.1:80".parse().unwrap()]);
-        assert_eq!(resolver.addresses("127.0.0.2:443").unwrap(), ["127.0.0.2:443".parse().unwrap()]);
-        assert_eq!(resolver.addresses("[::1]:81").unwrap(), ["[::1]:81".parse().unwrap()]);
-        assert!(resolver.addresses("127.0.0.1:81").unwrap_err().to_string().contains("not one of backend_servers"));
-        assert!(resolver.has_names());
-        assert!(!BackendResolver::new(&["10.0.0.1:80".into()]).has_names());
-        let stop = Stop::new();
-        std::thread::scope(|scope| {
-            scope.spawn(|| resolver.run(&stop));
-            wait_until("the names are looked up", || resolver.lock().unresolved().is_empty());
-            assert!(resolver.addresses("localhost:82").unwrap().iter().all(|address| address.port() == 82));
-            assert!(matches!(resolver.addresses("no.invalid:1"), Err(LookupFailure::Failed(_))));
-            stop.trigger();
-        });
-    }
-
-    #[test]
-    fn requests_for_a_name_that_hangs_wait_only_after_the_start() {
-        // Nothing looks the name up.
-        let resolver = BackendResolver::new(&["hangs.invalid".into()]);
-        resolver.lock().first_lookup_until = Instant::now();
-        let began = Instant::now();
-        let failure = resolver.addresses("hangs.invalid:80").unwrap_err();
-        assert_eq!(failure.to_string(), "\"hangs.invalid:80\" is not resolved yet");
-        assert!(began.elapsed() < FIRST_LOOKUP_TIMEOUT);
-    }
-
-    #[test]
-    fn requests_for_a_name_that_hangs_do_not_wait_once_another_backend_has_an_address() {
-        let resolver = BackendResolver::new(&["hangs.invalid".into(), "https://other.invalid".into()]);
-        let is_unresolved = |server| resolver.unresolved().has(server);
-        assert!(is_unresolved("hangs.invalid") && is_unresolved("https://other.invalid"));
-        let began = Instant::now();
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| resolver.addresses("hangs.invalid:80"));
-            resolver.note("other.invalid:443", Ok(vec!["10.0.0.1:443".parse().unwrap()]));
-            let pending = LookupFailure::Pending("hangs.invalid:80".to_owned());
-            assert_eq!(waiting.join().unwrap(), Err(pending));
-        });
-        assert!(began.elapsed() < FIRST_LOOKUP_TIMEOUT);
-        assert!(is_unresolved("hangs.invalid") && !is_unresolved("https://other.invalid"));
-        resolver.replace(&["new.invalid".into()]);
-        assert!(is_unresolved("new.invalid") && !is_unresolved("hangs.invalid"));
-    }
-
-    #[test]
-    fn a_change_keeps_what_is_known_and_what_pushes_under_way_need() {
-        let servers = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let resolver = BackendResolver::new(&servers(&["stays:1", "goes:2", "10.0.0.1:3"]));
-        let address: SocketAddr = "10.0.0.9:1".parse().unwrap();
-        for name in ["stays:1", "goes:2"] {
-            resolver.note(name, Ok(vec![address]));
-        }
-        resolver.replace(&servers(&["stays:1", "10.0.0.2:4"]));
-        assert_eq!(resolver.addresses("stays:1"), Ok(vec![address]));
-        assert_eq!(resolver.addresses("goes:2"), Ok(vec![address]), "a push may have chosen it");
-        assert_eq!(resolver.addresses("10.0.0.1:3").unwrap().len(), 1);
-        assert_eq!(resolver.addresses("10.0.0.2:4").unwrap().len(), 1);
-        assert_eq!(resolver.lock().names(), ["stays:1"], "what is gone is looked up no more");
-        resolver.lock().entry("goes:2").unwrap().removed = Instant::now().checked_sub(REMOVED_LIFETIME);
-        resolver.replace(&servers(&["no.invalid:5"]));
-        assert!(resolver.addresses("goes:2").unwrap_err().to_string().contains("not one of backend_servers"));
-        let stop = Stop::new();
-        std::thread::scope(|scope| {
-            scope.spawn(|| resolver.run(&stop));
-            resolver.replace(&servers(&["localhost:82"]));
-            assert!(resolver.addresses("localhost:82").is_ok(), "the thread is woken");
-            stop.trigger();
-        });
-    }
-}
+mod tests;

@@ -113,8 +113,7 @@ impl Stream {
     pub(super) fn flush(&mut self) -> Result<(), StreamFailure> {
         let Stream { socket, tls: Some(session), n_written } = self else { return Ok(()) };
         while session.has_output() {
-            let n_sent = session.write_output(&mut SocketWriter(socket)).map_err(|cause| errno(&cause))?;
-            *n_written += n_sent as u64;
+            session_output(socket, session, n_written).map_err(|cause| errno(&cause))?;
         }
         Ok(())
     }
@@ -122,7 +121,7 @@ impl Stream {
     /// Receives into `buffer`, which is not empty. Returns 0 at the end of the stream. Waits at most once, and fails
     /// with AGAIN if no complete record has arrived, so that the caller can check its deadlines.
     pub(super) fn receive(&mut self, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, StreamFailure> {
-        let Stream { socket, tls: Some(session), .. } = self else {
+        let Stream { socket, tls: Some(session), n_written } = self else {
             return Ok(recv(&*self.socket, buffer, flags)?.0);
         };
         let may_wait = !flags.contains(RecvFlags::DONTWAIT);
@@ -130,15 +129,16 @@ impl Stream {
         loop {
             let decrypted = session.decrypt(buffer).inspect_err(|_| {
                 // The alert that says why.
-                let _ = session_output(socket, session);
+                let _ = session_output(socket, session, n_written);
             });
             match decrypted? {
                 Decrypted::Bytes(n_read) => return Ok(n_read),
                 Decrypted::Closed => return Ok(0),
                 Decrypted::NeedsInput => {}
             }
-            // The answer to a key update; what the socket does not take now is sent with the next bytes.
-            let _ = session_output(socket, session);
+            // The answer to a key update, behind what is left of a request; what the socket does not take now is sent
+            // with the next bytes.
+            let _ = session_output(socket, session, n_written);
             if std::mem::replace(&mut has_received, true) && may_wait {
                 return Err(StreamFailure::Socket(Errno::AGAIN));
             }
@@ -173,13 +173,15 @@ impl Drop for Stream {
         if let Some(session) = &mut self.tls {
             session.close();
             // Without it a backend may log that the connection was cut off.
-            let _ = session_output(&self.socket, session);
+            let _ = session_output(&self.socket, session, &mut self.n_written);
         }
     }
 }
 
-fn session_output(socket: &Socket, session: &mut TlsSession) -> io::Result<usize> {
-    session.write_output(&mut SocketWriter(socket))
+/// Sends bytes that were taken before, and counts them.
+fn session_output(socket: &Socket, session: &mut TlsSession, n_written: &mut u64) -> io::Result<()> {
+    *n_written += session.write_output(&mut SocketWriter(socket))? as u64;
+    Ok(())
 }
 
 fn handshake(socket: &Socket, session: &mut TlsSession, deadline: Instant) -> Result<(), HandshakeFailure> {

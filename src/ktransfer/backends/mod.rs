@@ -8,17 +8,20 @@
 //!   nor a retry of a message that this backend has failed before, unless every backend is ejected.
 //! - **Nothing in use.** Then no push begins before the next probe is due. A worker that waits registers itself, and
 //!   is woken when a probe has succeeded.
-//! - **Share.** A backend that answers slowly, or never, keeps at most its share of the workers busy.
+//! - **Share.** A backend that answers slowly, or never, keeps at most its share of the workers busy. A retry waits for
+//!   another backend than the one that failed it where all others have their share (`preference`).
 //!
 //! A module with one backend never ejects it: that would delay other messages than those that failed.
 //!
-//! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine, `replacement`
-//! the change of the list by a reload.
+//! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine,
+//! `preference` which of the usable backends a push prefers, `replacement` the change of the list by a reload.
 
 mod ejection;
 mod failure_rate;
 mod phases;
+mod preference;
 mod replacement;
+mod retry_wait;
 mod rotation;
 mod status;
 mod verdict;
@@ -40,9 +43,11 @@ use crate::log_limited;
 use ejection::Ejection;
 use failure_rate::{Counts, FailureRate, FailureRates};
 use phases::Phases;
+use retry_wait::RetryTrack;
 
 pub(super) use failure_rate::RateConfig;
 pub(super) use phases::EjectionConfig;
+pub(super) use retry_wait::RetryWait;
 pub(super) use rotation::BackendRotation;
 pub(super) use verdict::PushVerdict;
 
@@ -53,6 +58,8 @@ pub(super) struct Backends {
     worker_num: usize,
     /// Those of an earlier configuration that this one has as well are shared with it.
     backends: Vec<Arc<Backend>>,
+    /// Number of retries that wait for another backend.
+    n_waiting_retries: Arc<AtomicUsize>,
     /// Whether every backend is in use. Written with the lock, read without it.
     are_all_in_use: AtomicBool,
     shared: Mutex<Shared>,
@@ -65,6 +72,7 @@ struct Backend {
     server: Arc<str>,
     metrics: BackendMetrics,
     n_under_way: AtomicUsize,
+    retries: Arc<RetryTrack>,
     /// Failures in a row. Counts only while the backend is in use.
     n_failures: AtomicU32,
     /// First attempts that ended well or as failures while the backend was in use; counted for the rule by failure
@@ -92,6 +100,8 @@ pub(super) enum Choice {
     Use(ChosenBackend),
     /// No push may begin before this time.
     WaitUntil(Instant),
+    /// Every other backend in use has its share of the pushes: the retry may wait for one of them.
+    WaitForOther,
 }
 
 /// The backend of a push under way. [`Backends::end`] must follow.
@@ -132,6 +142,8 @@ pub(super) struct NextPush {
     pub(super) last: Option<usize>,
     /// Whether the message may be attempted again if this attempt fails.
     pub(super) may_retry: bool,
+    /// Whether it may wait for another backend than `last`.
+    pub(super) may_wait: bool,
     /// Uniformly distributed in 0..1.
     pub(super) random: f64,
 }
@@ -142,6 +154,7 @@ impl Backend {
             server: server.into(),
             metrics: metrics.of_backend(server),
             n_under_way: AtomicUsize::new(0),
+            retries: RetryTrack::new(),
             n_failures: AtomicU32::new(0),
             n_good: AtomicU64::new(0),
             n_bad: AtomicU64::new(0),
@@ -175,6 +188,7 @@ impl Backends {
             config,
             worker_num: module.worker_num.get(),
             backends: servers.iter().map(|server| Backend::new(server, metrics)).collect(),
+            n_waiting_retries: Arc::default(),
             are_all_in_use: AtomicBool::new(true),
             shared: Mutex::new(shared),
             unresolved: UnresolvedNames::default(),
@@ -184,10 +198,6 @@ impl Backends {
     /// Spares the backends whose name has no address yet.
     pub(super) fn sparing(self, unresolved: &UnresolvedNames) -> Backends {
         Backends { unresolved: unresolved.clone(), ..self }
-    }
-
-    fn is_resolved(&self, index: usize) -> bool {
-        !self.unresolved.has(&self.backends[index].server)
     }
 
     /// Returns the entry of `backend_servers` at this index.
@@ -208,7 +218,13 @@ impl Backends {
     /// Chooses the backend of a push, in the order of the worker's round robin.
     pub(super) fn choose(&self, rotation: &mut BackendRotation, push: NextPush, now: Instant) -> Choice {
         if self.are_all_in_use() {
-            let index = self.next_of(rotation, push.last, self.backends.len(), |index| Some(self.is_resolved(index)));
+            let spared = self.spared(|_| true);
+            let n_candidates = self.backends.len() - spared.len();
+            let has_turn = |index: usize| (!spared.contains(&index)).then_some(true);
+            let index = self.next_of(rotation, push.last, n_candidates, has_turn);
+            if push.waits_for_other(index, n_candidates) {
+                return Choice::WaitForOther;
+            }
             if let Some(chosen) = index.and_then(|index| self.begin_in_use(rotation, index, &push)) {
                 return Choice::Use(chosen);
             }
@@ -228,42 +244,17 @@ impl Backends {
             return Choice::Use(self.begin(rotation, index, true, &push));
         }
         let phases = &shared.phases;
+        let spared = self.spared(|index| phases.is_usable(index));
+        let n_candidates = n_usable - spared.len();
         let has_turn = |index: usize| {
-            phases.is_usable(index).then(|| push.random < phases.weight(index, now) && self.is_resolved(index))
+            let is_candidate = phases.is_usable(index) && !spared.contains(&index);
+            is_candidate.then(|| push.random < phases.weight(index, now))
         };
-        match self.next_of(rotation, push.last, n_usable, has_turn) {
+        match self.next_of(rotation, push.last, n_candidates, has_turn) {
+            index if push.waits_for_other(index, n_candidates) => Choice::WaitForOther,
             Some(index) => Choice::Use(self.begin(rotation, index, false, &push)),
             None => Choice::WaitUntil(phases.next_look(now).unwrap_or(now)),
         }
-    }
-
-    /// Returns the next backend of the round robin for which `has_turn` returns a value. Prefers one that returns true
-    /// (it need not be spared), then one that has less than its share of the pushes under way, then another one than
-    /// `last`: a backend that never answers must not get the retries of the others.
-    fn next_of(
-        &self,
-        rotation: &BackendRotation,
-        last: Option<usize>,
-        n_usable: usize,
-        has_turn: impl Fn(usize) -> Option<bool>,
-    ) -> Option<usize> {
-        let mut best: Option<((bool, bool, bool), usize)> = None;
-        for index in rotation.order(self.backends.len()) {
-            let Some(is_turn) = has_turn(index) else { continue };
-            let rank = (!is_turn, !self.has_room(index, n_usable), last == Some(index));
-            if best.is_none_or(|(best_rank, _)| rank < best_rank) {
-                best = Some((rank, index));
-            }
-            if rank == (false, false, false) {
-                break;
-            }
-        }
-        best.map(|(_, index)| index)
-    }
-
-    /// Whether a backend has less than its share of the pushes under way, where `n` backends share them.
-    fn has_room(&self, index: usize, n: usize) -> bool {
-        self.backends[index].n_under_way.load(Ordering::Relaxed) < self.worker_num.div_ceil(n.max(1))
     }
 
     /// Begins a push without the lock; `None` if a backend was ejected meanwhile.
@@ -292,6 +283,7 @@ impl Backends {
     pub(super) fn end(&self, chosen: ChosenBackend, verdict: PushVerdict<'_>, now: Instant) -> Vec<usize> {
         let backend = &self.backends[chosen.index];
         backend.n_under_way.fetch_sub(1, Ordering::Relaxed);
+        backend.retries.note_end(now);
         if chosen.epoch != backend.epoch.load(Ordering::Relaxed) {
             return Vec::new();
         }

@@ -48,6 +48,7 @@ impl Backends {
             config,
             worker_num: module.worker_num.get(),
             backends,
+            n_waiting_retries: Arc::clone(&self.n_waiting_retries),
             are_all_in_use: AtomicBool::new(false),
             shared: Mutex::new(Shared { phases, rates, waiting: BTreeSet::new() }),
             unresolved: self.unresolved.clone(),

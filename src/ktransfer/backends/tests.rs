@@ -1,6 +1,7 @@
 //! Tests of the choice of a backend, of ejections and of probes.
 
 mod operators;
+mod retry_waits;
 
 use super::*;
 use std::num::NonZeroUsize;
@@ -37,7 +38,7 @@ impl Rig {
     }
 
     fn choose(&mut self, last: Option<usize>) -> Choice {
-        self.choose_for(NextPush { last, may_retry: true, random: 0.0 })
+        self.choose_for(NextPush { last, may_retry: true, ..NextPush::default() })
     }
 
     fn choose_for(&mut self, push: NextPush) -> Choice {
@@ -48,7 +49,7 @@ impl Rig {
     fn chosen(&mut self, last: Option<usize>) -> ChosenBackend {
         match self.choose(last) {
             Choice::Use(chosen) => chosen,
-            Choice::WaitUntil(until) => panic!("wait for {:?}", until.duration_since(self.now)),
+            choice => panic!("{choice:?}"),
         }
     }
 
@@ -169,7 +170,7 @@ fn a_backend_is_ejected_after_failures_in_a_row_and_probed_by_one_push() {
     assert_eq!(rig.chosen(Some(2)).index, 0);
 
     rig.now += INTERVAL;
-    let risky = NextPush { last: None, may_retry: false, random: 0.0 };
+    let risky = NextPush::default();
     assert!(matches!(rig.choose_for(risky), Choice::Use(chosen) if chosen.index != 1), "the last attempt of a message");
     assert_ne!(rig.chosen(Some(1)).index, 1, "a retry goes to another backend");
     let probe = rig.chosen(None);
@@ -204,7 +205,7 @@ fn a_backend_that_is_back_takes_a_growing_part_of_its_turns() {
     let mut part_after = |millis: u64| {
         rig.now += Duration::from_millis(millis);
         let pushes = (0..1000).map(|number| {
-            let push = NextPush { last: None, may_retry: true, random: f64::from(number % 100) / 100.0 };
+            let push = NextPush { may_retry: true, random: f64::from(number % 100) / 100.0, ..NextPush::default() };
             let Choice::Use(chosen) = rig.choose_for(push) else { panic!("there is a backend") };
             let index = chosen.index;
             let _ = rig.backends.end(chosen, PushVerdict::Good, rig.now);
@@ -241,10 +242,10 @@ fn while_all_are_ejected_nothing_is_pushed_but_probes_and_a_good_one_wakes_who_w
     rig.now += INTERVAL;
     assert_eq!(rig.backends.blocked_until(7, rig.now), None);
     // Any push may be a probe now, also the last attempt of a message.
-    let pushes = [NextPush { last: Some(0), may_retry: false, random: 0.0 }, NextPush::default()];
+    let pushes = [NextPush { last: Some(0), ..NextPush::default() }, NextPush::default()];
     let probes = pushes.map(|push| match rig.choose_for(push) {
         Choice::Use(chosen) => chosen,
-        Choice::WaitUntil(_) => panic!("a probe is due"),
+        choice => panic!("a probe is due, not {choice:?}"),
     });
     assert_ne!(probes[0].index, probes[1].index);
     assert_eq!(rig.backends.blocked_until(3, rig.now), Some(rig.now + INTERVAL), "both are probed");

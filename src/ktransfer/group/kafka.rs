@@ -127,8 +127,9 @@ struct HeldPartition {
     /// The fencing token of the claim.
     token: u64,
     progress: Progress,
-    /// The pauses beside the offset that is committed.
-    stored_pauses: PauseFields,
+    /// The pauses beside the offset that is committed; empty without an offset. `None` while they are not known: a
+    /// commit of others was not confirmed.
+    stored_pauses: Option<PauseFields>,
     stage: ClaimStage,
 }
 

@@ -168,9 +168,9 @@ impl OffsetStore for KafkaOffsets {
         let known = self.known()?;
         let tokens: BTreeMap<PartitionId, u64> =
             known.iter().map(|(committed, metadata)| (committed.partition, metadata.token)).collect();
-        let pauses = pauses_of(&known).replaced_by(&offsets.pauses);
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let now_ms = u64::try_from(now_ms).unwrap_or_default();
+        let pauses = pauses_of(&known).replaced_by(&offsets.pauses, now_ms);
         let commit = |(partition, position): (&PartitionId, &StoredPosition), max_bytes: usize| {
             let metadata = CommitMetadata {
                 // A claim takes a larger one than this.

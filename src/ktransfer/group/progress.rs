@@ -8,6 +8,8 @@ use crate::broker::{LogIdentity, Offset, PartitionId};
 
 /// Shortest interval between two stores before the store interval of the configuration.
 pub(super) const EARLY_INTERVAL: Duration = Duration::from_millis(200);
+/// Time between two early stores, for each partition stored before: at most 100 writes a second.
+const EARLY_PAUSE_A_WRITE: Duration = Duration::from_millis(10);
 /// Interval for partitions with fewer than [`MANY_AHEAD`] messages ahead.
 const RARE_AHEAD_INTERVAL: Duration = Duration::from_secs(2);
 /// From this number of messages ahead, a crash would repeat enough pushes to store them every [`EARLY_INTERVAL`].
@@ -15,6 +17,11 @@ const MANY_AHEAD: i64 = 16;
 /// When the commit point is beyond the stored offset by this number of messages, it is stored at the next early store.
 /// So a crash repeats few pushes, whatever the store interval; a slow topic still causes few writes.
 const MANY_DONE: i64 = 4;
+
+/// Returns the pause before the next early store, after a store of this number of partitions.
+pub(super) fn early_pause(n_stored: usize) -> Duration {
+    EARLY_INTERVAL.max(EARLY_PAUSE_A_WRITE.saturating_mul(u32::try_from(n_stored).unwrap_or(u32::MAX)))
+}
 
 /// Which partitions to store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +40,8 @@ pub(super) enum StoreScope {
 pub(super) struct Progress {
     /// The offset that is stored; `None` if none is stored.
     pub(super) stored: Option<Offset>,
+    /// Whether `stored` and `stored_ahead` are certain: no store of anything else ended without a response.
+    is_certain: bool,
     /// The latest commit, to be stored if it differs from `stored`.
     pub(super) committed: Option<Offset>,
     /// `committed` and `ahead` are to be stored at once.
@@ -50,6 +59,7 @@ impl Progress {
     pub(super) fn new(stored: Option<Offset>, ahead: DoneAhead) -> Progress {
         Progress {
             stored,
+            is_certain: true,
             committed: None,
             is_urgent: false,
             stored_ahead: ahead.clone(),
@@ -81,8 +91,14 @@ impl Progress {
 
     /// Notes that this offset and what is done ahead of it were stored.
     pub(super) fn note_stored(&mut self, next: Offset, ahead: DoneAhead) {
-        (self.stored, self.stored_ahead) = (Some(next), ahead);
+        (self.stored, self.stored_ahead, self.is_certain) = (Some(next), ahead, true);
         (self.ahead_stored_at, self.is_urgent) = (Instant::now(), false);
+    }
+
+    /// Notes that a store got no response: until the next one that does, either may be stored, and so something is to
+    /// be stored even if it is what was stored before.
+    pub(super) fn note_unanswered(&mut self, next: Offset, ahead: &DoneAhead) {
+        self.is_certain &= (self.stored, &self.stored_ahead) == (Some(next), ahead);
     }
 
     /// The offset to store; `None` before the first commit.
@@ -91,12 +107,12 @@ impl Progress {
     }
 
     pub(super) fn has_new_offset(&self) -> bool {
-        self.committed.is_some() && self.committed != self.stored
+        self.committed.is_some() && (self.committed != self.stored || !self.is_certain)
     }
 
     /// Whether messages are done ahead that are not stored, and an offset that they can be stored with.
     pub(super) fn has_new_ahead(&self) -> bool {
-        self.ahead != self.stored_ahead && self.next().is_some()
+        (self.ahead != self.stored_ahead || !self.is_certain) && self.next().is_some()
     }
 
     /// Whether the commit point has moved by so much that a crash would repeat many pushes.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::Generation;
+use super::mailbox::DoneAhead;
 use crate::broker::{Offset, PartitionId};
 use crate::locks::lock;
 
@@ -18,6 +19,14 @@ impl StoreReceipts {
     /// Notes that the position of a `StoreNow`, or a later commit of the same claim, is stored.
     pub(crate) fn note(&self, partition: PartitionId, generation: Generation, next: Offset) {
         lock(&self.stored).insert(partition, (generation, next));
+    }
+
+    /// Notes a store of an offset with the messages done ahead of it. If there are any, it is not a position of
+    /// `StoreNow`, but a store before it with the same offset.
+    pub(super) fn note_store(&self, partition: PartitionId, generation: Generation, next: Offset, ahead: &DoneAhead) {
+        if ahead.ranges.is_empty() {
+            self.note(partition, generation, next);
+        }
     }
 
     /// Removes the receipt of a partition, before a `StoreNow` whose receipt is to be waited for.

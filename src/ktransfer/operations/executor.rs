@@ -121,10 +121,8 @@ fn change_pauses(handle: &ModuleHandle, task: &Task, partition: Option<Partition
     if !may_be_stored {
         return dry;
     }
-    if task.is_dry_run {
-        return handle.pauses.check(change).map_or_else(|_| module_paused(), |()| dry);
-    }
-    match handle.pauses.change(change) {
+    let stored = if task.is_dry_run { handle.pauses.check(change) } else { handle.pauses.change(change) };
+    match stored {
         Ok(()) => {}
         Err(PauseStoreError::ModulePaused) => return module_paused(),
         Err(PauseStoreError::NotStored(reason)) => {
@@ -132,7 +130,8 @@ fn change_pauses(handle: &ModuleHandle, task: &Task, partition: Option<Partition
         }
         Err(PauseStoreError::Unknown(reason)) => return Outcome::Unknown(reason),
     }
-    match request(handle, task, Action::FollowPauses(partition), false) {
+    let followed = if task.is_dry_run { dry } else { request(handle, task, Action::FollowPauses(partition), false) };
+    match followed {
         Outcome::Refused(refusal) if refusal == Refusal::not_running() => Outcome::Settled(Vec::new()),
         Outcome::Refused(refusal) => Outcome::Unknown(format!("it is stored, but {}", refusal.message)),
         outcome => outcome,
@@ -266,3 +265,6 @@ fn log(task: &Task, word: &str, outcome: &Outcome) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,8 @@ const QUEUED_REQUESTS: usize = 4;
 pub(crate) struct PauseRequest {
     /// The change.
     pub(crate) change: PauseChange,
+    /// Whether only to answer what the change would be answered with.
+    pub(crate) is_dry_run: bool,
     /// The loop answers soon after, whatever happens.
     pub(crate) deadline: Instant,
     /// Decides between the begin and the withdrawal of the request.
@@ -45,23 +47,35 @@ impl GroupRequests {
 
     /// Requests the loop to store a change, and waits for its answer.
     pub(super) fn change(&self, change: &PauseChange) -> Result<(), PauseStoreError> {
-        self.change_within(change, MAX_STORE, ANSWER_MARGIN)
+        self.request(change, false, MAX_STORE, ANSWER_MARGIN)
     }
 
-    fn change_within(
+    /// Returns what `change` would return.
+    pub(super) fn check(&self, change: &PauseChange) -> Result<(), PauseStoreError> {
+        self.request(change, true, MAX_STORE, ANSWER_MARGIN)
+    }
+
+    /// As [`change`](Self::change); the loop may try it for `max_store`.
+    #[cfg(test)]
+    pub(super) fn change_within(&self, change: &PauseChange, max_store: Duration) -> Result<(), PauseStoreError> {
+        self.request(change, false, max_store, ANSWER_MARGIN)
+    }
+
+    fn request(
         &self,
         change: &PauseChange,
+        is_dry_run: bool,
         max_store: Duration,
         answer_margin: Duration,
     ) -> Result<(), PauseStoreError> {
         let not_running = || PauseStoreError::NotStored("the group of the module does not run at present".to_owned());
         let (answer, answers) = bounded(1);
         let (deadline, turn) = (Instant::now() + max_store, Arc::new(Turn::default()));
-        let request = PauseRequest { change: change.clone(), deadline, turn: Arc::clone(&turn), answer };
+        let request = PauseRequest { change: change.clone(), is_dry_run, deadline, turn: Arc::clone(&turn), answer };
         self.sender.try_send(request).map_err(|_| not_running())?;
         match answers.recv_deadline(deadline + answer_margin) {
             Ok(answer) => answer,
-            Err(_) if turn.cancel() => Err(not_running()),
+            Err(_) if is_dry_run || turn.cancel() => Err(not_running()),
             Err(_) => Err(PauseStoreError::Unknown("the group of the module did not report the end of it".to_owned())),
         }
     }
@@ -77,7 +91,7 @@ mod tests {
     fn a_request_that_nobody_takes_is_withdrawn_and_one_that_is_taken_without_an_answer_is_unknown() {
         let requests = GroupRequests::new();
         let change = PauseChange::Resume(None);
-        let not_taken = requests.change_within(&change, Duration::ZERO, Duration::ZERO);
+        let not_taken = requests.request(&change, false, Duration::ZERO, Duration::ZERO);
         assert!(matches!(not_taken, Err(PauseStoreError::NotStored(_))), "{not_taken:?}");
         assert!(!requests.receiver.try_recv().unwrap().turn.take(), "it was withdrawn");
         let receiver = requests.receiver.clone();
@@ -89,12 +103,12 @@ mod tests {
                 answer.map(|answer| request.answer.send(answer));
             }
         });
-        assert_eq!(requests.change_within(&change, PATIENCE, PATIENCE), Ok(()));
-        let unanswered = requests.change_within(&change, PATIENCE, PATIENCE);
+        assert_eq!(requests.request(&change, false, PATIENCE, PATIENCE), Ok(()));
+        let unanswered = requests.request(&change, false, PATIENCE, PATIENCE);
         assert!(matches!(unanswered, Err(PauseStoreError::Unknown(_))), "{unanswered:?}");
         taker.join().unwrap();
         for _ in 0..QUEUED_REQUESTS + 1 {
-            requests.change_within(&change, Duration::ZERO, Duration::ZERO).unwrap_err();
+            requests.request(&change, false, Duration::ZERO, Duration::ZERO).unwrap_err();
         }
         assert_eq!(requests.receiver.len(), QUEUED_REQUESTS, "the queue is bounded");
     }

@@ -1,5 +1,7 @@
 //! The pauses of a module in ZooKeeper: the node `/consumers/MODULE/paused/TOPIC`, which the original ignores.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::{PauseChange, PauseStore, PauseStoreError, Pauses};
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, KeeperError, Lifetime, SharedKeeper};
@@ -11,12 +13,14 @@ const MAX_ATTEMPTS: usize = 5;
 pub(crate) struct PauseNode {
     keeper: SharedKeeper,
     path: String,
+    /// Whether a write may still be carried out: it got no response, and none has succeeded since.
+    is_uncertain: AtomicBool,
 }
 
 impl PauseNode {
     /// The node of the group `group`, which reads `topic`.
     pub(crate) fn new(keeper: SharedKeeper, group: &str, topic: &str) -> PauseNode {
-        PauseNode { keeper, path: paths::paused(group, topic) }
+        PauseNode { keeper, path: paths::paused(group, topic), is_uncertain: AtomicBool::new(false) }
     }
 }
 
@@ -61,10 +65,17 @@ impl PauseStore for PauseNode {
             let (mut pauses, version) = read_node(&*self.keeper, &self.path).map_err(not_stored)?;
             let before = pauses.clone();
             pauses.apply(change)?;
-            if pauses == before {
+            // A write moves the version on, so that an earlier one without a response is carried out before or never.
+            if pauses == before && !self.is_uncertain.load(Ordering::SeqCst) {
                 return Ok(pauses);
             }
-            match write_node(&*self.keeper, &self.path, &pauses, version) {
+            let written = write_node(&*self.keeper, &self.path, &pauses, version);
+            match &written {
+                Ok(()) => self.is_uncertain.store(false, Ordering::SeqCst),
+                Err(KeeperError::Unreachable(_)) => self.is_uncertain.store(true, Ordering::SeqCst),
+                Err(_) => {}
+            }
+            match written {
                 Ok(()) => return Ok(pauses),
                 // Another instance changed the node after the read, or an ancestor was deleted.
                 Err(KeeperError::BadVersion(_) | KeeperError::NodeExists(_) | KeeperError::NoNode(_)) => {}
@@ -107,5 +118,25 @@ mod tests {
         assert!(mark.by.contains("/consumers/g/paused/t"), "{mark:?}");
         assert_eq!(node.change(&PauseChange::Resume(None)), Ok(Pauses::default()));
         assert_eq!(other.read(), Ok(Pauses::default()));
+    }
+
+    /// The write without a response may be carried out after the next read, by a server that was not read.
+    #[test]
+    fn a_change_after_one_of_unknown_result_is_written_even_if_it_changes_nothing() {
+        let ensemble = InMemoryEnsemble::new();
+        let keeper = ensemble.connect(Duration::from_secs(30));
+        let node = PauseNode::new(keeper.clone(), "g", "t");
+        node.change(&PauseChange::Pause(Some(3), mark("ann"))).unwrap();
+        let version = || keeper.read("/consumers/g/paused/t").unwrap().expect("the node").version;
+        for change in [PauseChange::Resume(Some(3)), PauseChange::Pause(Some(3), mark("ann"))] {
+            keeper.lose_responses(1);
+            let unknown = node.change(&change);
+            assert!(matches!(&unknown, Err(PauseStoreError::Unknown(_))), "{unknown:?}");
+            let before = version();
+            node.change(&change).unwrap();
+            assert_eq!(version(), before + 1, "it is written again");
+            node.change(&change).unwrap();
+            assert_eq!(version(), before + 1, "now it is certain");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::key_queues::{Need, Queued};
+use crate::ktransfer::backends::RetryWait;
 use crate::ktransfer::dead_letters::PendingLetter;
 use crate::ktransfer::job::{Assignment, ClaimPhase, Job, JobPlace};
 
@@ -13,6 +14,8 @@ pub(super) struct PendingJob {
     pub(super) attempts: u32,
     /// The backend of the latest attempt.
     pub(super) last_backend: Option<Arc<str>>,
+    /// The wait for another backend than that; `None` if it has not waited since the latest attempt.
+    pub(super) retry_wait: Option<RetryWait>,
     /// Whether the job has a slot of the window: from its first attempt until it is acknowledged.
     pub(super) has_slot: bool,
     /// How often in a row the job has waited for a valid lease.
@@ -47,6 +50,7 @@ impl PendingJob {
             job,
             attempts: 0,
             last_backend: None,
+            retry_wait: None,
             has_slot: false,
             n_lease_waits: 0,
             has_waited: false,

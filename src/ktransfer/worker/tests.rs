@@ -11,6 +11,7 @@ use crate::ktransfer::dead_letters::Letter;
 use crate::ktransfer::group::Generation;
 use crate::ktransfer::job::{JobEnd, SkipOrder, Unpushable, WindowId};
 use crate::ktransfer::outcomes::{OutcomeTable, TransportError};
+use crate::ktransfer::test_backend::wait_until;
 use crate::ktransfer::test_fixtures::{complete, context_with_letters, job, module_config};
 use crate::ktransfer::turn::Turn;
 use crate::metrics::Registry;
@@ -20,20 +21,27 @@ struct Rig {
     inbox: Sender<WorkerMessage>,
     reports: Receiver<WorkerReport>,
     letters: Receiver<Letter>,
+    /// The keys of the pushes.
     pushed: Arc<Mutex<Vec<String>>>,
+    /// Their backends.
+    servers: Arc<Mutex<Vec<String>>>,
 }
 
 /// Ends each push without an answer. Messages with the key `retried` are refused instead.
-struct NoAnswer(Arc<Mutex<Vec<String>>>);
+struct NoAnswer {
+    pushed: Arc<Mutex<Vec<String>>>,
+    servers: Arc<Mutex<Vec<String>>>,
+}
 
 impl PushAttempt for NoAnswer {
     fn url(&self, _: &Job, server: &str) -> String {
         server.to_owned()
     }
 
-    fn push(&mut self, job: &Job, _: &str, _: u32) -> Option<AttemptOutcome> {
+    fn push(&mut self, job: &Job, url: &str, _: u32) -> Option<AttemptOutcome> {
         let key = String::from_utf8(job.message.key.clone().unwrap_or_default()).unwrap();
-        self.0.lock().unwrap().push(key.clone());
+        self.pushed.lock().unwrap().push(key.clone());
+        self.servers.lock().unwrap().push(url.to_owned());
         Some(match key.as_str() {
             "retried" => AttemptOutcome::Answered { status: 404, retry_after: None },
             _ => AttemptOutcome::Failed { error: Some(TransportError::Closed), reason: "reset".to_owned() },
@@ -54,9 +62,10 @@ impl Rig {
         let (context, letters) = context_with_letters(config, &Registry::new());
         let ((inbox, received), (reports, reported)) = (unbounded(), unbounded());
         let channels = WorkerChannels { inbox: received, reports, workers: [inbox.clone()].into() };
-        let pushed = Arc::<Mutex<Vec<String>>>::default();
-        let worker = Worker::new(0, Arc::new(context), channels, Box::new(NoAnswer(Arc::clone(&pushed))));
-        Rig { worker, inbox, reports: reported, letters, pushed }
+        let (pushed, servers) = Default::default();
+        let pusher = NoAnswer { pushed: Arc::clone(&pushed), servers: Arc::clone(&servers) };
+        let worker = Worker::new(0, Arc::new(context), channels, Box::new(pusher));
+        Rig { worker, inbox, reports: reported, letters, pushed, servers }
     }
 
     fn send(&self, key: &str, offset: i64, unpushable: Option<Unpushable>) {
@@ -183,5 +192,30 @@ fn a_lease_that_stays_invalid_is_looked_at_less_and_less_often() {
         let due = rig.worker.queues.next_due().expect("it waits");
         assert!(before + pause <= due && due <= Instant::now() + pause, "{pause_ms}");
         (queue, pending) = rig.worker.queues.take_where(|_| true).unwrap();
+    }
+}
+
+#[test]
+fn a_retry_waits_a_bounded_time_for_another_backend_that_has_its_share() {
+    for is_freed in [true, false] {
+        let mut rig = Rig::new(2, |_| {});
+        // The only push that the second backend may have.
+        let settings = rig.worker.context.settings();
+        let (push, now) = (NextPush::default(), Instant::now());
+        let choice = settings.backends.choose(&mut BackendRotation::starting_at(1), push, now);
+        let Choice::Use(busy) = choice else { panic!("{choice:?}") };
+        rig.send("retried", 7, None);
+        while rig.worker.step() {}
+        assert_eq!(rig.servers.lock().unwrap()[..], ["b0:80"], "the retry waits");
+        if is_freed {
+            let _ = settings.backends.end(busy, PushVerdict::Good, now);
+        }
+        wait_until("the retry is made", || {
+            rig.worker.step();
+            rig.pushed.lock().unwrap().len() > 1
+        });
+        let expected = if is_freed { "b1:80" } else { "b0:80" };
+        assert_eq!(rig.servers.lock().unwrap()[1], expected);
+        assert!(is_freed || now.elapsed() >= Duration::from_secs(1));
     }
 }

@@ -47,16 +47,23 @@ struct Counts {
 impl FakeZooKeeper {
     /// Starts a server of these nodes.
     pub(crate) fn start(nodes: Nodes) -> FakeZooKeeper {
+        FakeZooKeeper::start_poisoned(nodes, None)
+    }
+
+    /// As [`FakeZooKeeper::start`]; who reads an offset of the module `poisoned` loses the connection, as with a node
+    /// that is larger than a client accepts.
+    pub(crate) fn start_poisoned(nodes: Nodes, poisoned: Option<usize>) -> FakeZooKeeper {
+        let poisoned = poisoned.map(|index| format!("/consumers/module_{index}/offsets/topic_{index}/"));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         let counts = Arc::new(Counts::default());
         let counter = Arc::clone(&counts);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (nodes, counter) = (nodes.clone(), Arc::clone(&counter));
+                let (nodes, counter, poisoned) = (nodes.clone(), Arc::clone(&counter), poisoned.clone());
                 std::thread::spawn(move || {
                     // A client that ends its connection ends this thread.
-                    let _ = serve(stream, &nodes, &counter);
+                    let _ = serve(stream, &nodes, poisoned.as_deref(), &counter);
                 });
             }
         });
@@ -69,7 +76,7 @@ impl FakeZooKeeper {
     }
 }
 
-fn serve(mut stream: TcpStream, nodes: &Nodes, counts: &Counts) -> io::Result<()> {
+fn serve(mut stream: TcpStream, nodes: &Nodes, poisoned: Option<&str>, counts: &Counts) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::with_capacity(64 << 10, stream.try_clone()?);
     let handshake = frame(&mut reader)?;
@@ -87,6 +94,10 @@ fn serve(mut stream: TcpStream, nodes: &Nodes, counts: &Counts) -> io::Result<()
         if operation != PING {
             counts.requests.fetch_add(1, Ordering::Relaxed);
             counts.nodes.fetch_add(u64::from(operation != MULTI_READ), Ordering::Relaxed);
+        }
+        let is_poisoned = |path: &str| poisoned.is_some_and(|poisoned| path.starts_with(poisoned));
+        if is_poisoned(path) || (operation == MULTI_READ && paths(&request[8..]).iter().any(|path| is_poisoned(path))) {
+            return Ok(());
         }
         let body = match operation {
             PING | CLOSE_SESSION => Ok(Vec::new()),

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use super::kafka_wire::{KafkaRequest, KafkaResponse, call, metadata};
 
+const OFFSET_COMMIT: i16 = 8;
 const OFFSET_FETCH: i16 = 9;
 const FIND_COORDINATOR: i16 = 10;
+const JOIN_GROUP: i16 = 11;
 const DESCRIBE_GROUPS: i16 = 15;
 
 /// Returns the id of the broker that coordinates a group, from the first broker of the list that answers.
@@ -105,6 +108,54 @@ pub(crate) fn committed(
     }
     check(reader.short()?)?;
     Ok(offsets)
+}
+
+/// Commits an offset of a group without members.
+pub(crate) fn commit(brokers: &str, group: &str, topic: &str, partition: i32, offset: i64) -> io::Result<()> {
+    let mut request = KafkaRequest::default();
+    request.text(group);
+    // Generation, member and retention of a commit without membership.
+    request.int(-1);
+    request.text("");
+    request.long(-1);
+    request.int(1);
+    request.text(topic);
+    request.int(1);
+    request.int(partition);
+    request.long(offset);
+    request.text("");
+    let answer = at_coordinator(brokers, group, OFFSET_COMMIT, 2, &request)?;
+    let mut reader = KafkaResponse(&answer);
+    for _ in 0..reader.int()? {
+        reader.text()?;
+        for _ in 0..reader.int()? {
+            reader.int()?;
+            check(reader.short()?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Joins a group as a consumer that never says who gets which partition: the group rebalances until the member's
+/// session has ended, after `session`.
+pub(crate) fn join_and_be_silent(brokers: &str, group: &str, topic: &str, session: Duration) -> io::Result<()> {
+    let mut request = KafkaRequest::default();
+    request.text(group);
+    request.int(i32::try_from(session.as_millis()).expect("a short session"));
+    request.text("");
+    request.text("consumer");
+    request.int(1);
+    request.text("range");
+    // The subscription: version, topics, no user data.
+    let mut subscription = KafkaRequest::default();
+    subscription.short(0);
+    subscription.int(1);
+    subscription.text(topic);
+    subscription.int(-1);
+    request.int(i32::try_from(subscription.0.len()).expect("it is short"));
+    request.0.extend(subscription.0);
+    let answer = at_coordinator(brokers, group, JOIN_GROUP, 0, &request)?;
+    check(KafkaResponse(&answer).short()?)
 }
 
 fn at_coordinator(brokers: &str, group: &str, api: i16, version: i16, request: &KafkaRequest) -> io::Result<Vec<u8>> {

@@ -19,11 +19,21 @@ pub(crate) fn start_consumer_without_commits(brokers: &str, group: &str, topic: 
 }
 
 fn start_consumer_with(brokers: &str, group: &str, topic: &str, property: &str) -> Process {
-    let mut command = java(Edition::WithZooKeeper, &["-Xmx128m", "-XX:TieredStopAtLevel=1"]);
+    start_consumer_of(Edition::WithZooKeeper, brokers, group, topic, &[property, "session.timeout.ms=6000"])
+}
+
+/// Starts a consumer of a group of the consumer protocol (KIP-848) of Kafka 4.x, which never commits; dropping the
+/// value kills it.
+pub(crate) fn start_new_consumer_without_commits(brokers: &str, group: &str, topic: &str) -> Process {
+    let properties = ["enable.auto.commit=false", "group.protocol=consumer"];
+    start_consumer_of(Edition::Kraft, brokers, group, topic, &properties)
+}
+
+fn start_consumer_of(edition: Edition, brokers: &str, group: &str, topic: &str, properties: &[&str]) -> Process {
+    let mut command = java(edition, &["-Xmx128m", "-XX:TieredStopAtLevel=1"]);
     command.args(["org.apache.kafka.tools.consumer.ConsoleConsumer", "--bootstrap-server", brokers]);
     command.args(["--topic", topic, "--group", group, "--from-beginning"]);
-    command.args(["--consumer-property", property]);
-    command.args(["--consumer-property", "session.timeout.ms=6000"]);
+    command.args(properties.iter().flat_map(|property| ["--consumer-property", property]));
     Process::start("the console consumer", command, &folder("consumer").join("output"))
 }
 

@@ -127,7 +127,7 @@ impl FetchCore {
     }
 
     /// The response to a Fetch request is too large: a broker returns at least one batch, however large. The worker has
-    /// closed the connection. Each partition is fetched alone until it is known which one has the batch; that one fails.
+    /// closed the connection. Then each partition is fetched alone, so that only the one with that batch fails.
     pub(in super::super) fn on_too_large(&mut self, id: BrokerId, plan: &FetchPlan, reason: &str, now: Instant) {
         self.on_closed(id);
         self.responded(id, Duration::ZERO, now);

@@ -230,7 +230,7 @@ impl Memory {
         facts.waiting_for = arrival.map(|arrival| arrival.at_least);
         let free_for = self.held.map(|(_, then)| until_read(then));
         facts.readable_for = facts.waiting_for.map(|time| free_for.map_or(time, |free| free.min(time)));
-        facts.behind = behind::behind(facts::delay(&facts), arrival.map(|arrival| (arrival, "history")));
+        facts.behind = behind::behind(facts::counted(&facts), arrival.map(|arrival| (arrival, "history")));
         facts
     }
 }

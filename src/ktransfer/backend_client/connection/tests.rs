@@ -28,13 +28,11 @@ fn a_kept_connection_that_fails_before_the_first_byte_was_closed_idle() {
     }
 }
 
-/// A TLS record is written for each 16 KiB, and the writes of one call may fail after the first of them.
+/// Makes a connection with TLS. Returns both ends, the server's as its socket.
 #[cfg(feature = "tls")]
-#[test]
-fn a_kept_connection_that_fails_after_a_part_of_the_request_was_not_closed_idle() {
+fn tls_connection() -> (Stream, TcpStream) {
     use crate::certificates::Authority;
     use crate::ktransfer::backend_client::tls_fixtures::{server_config, tls};
-    use ureq::unversioned::transport::Buffers;
 
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "authority");
@@ -52,9 +50,19 @@ fn a_kept_connection_that_fails_after_a_part_of_the_request_was_not_closed_idle(
     });
     let deadline = Instant::now() + Duration::from_secs(30);
     let client = tls(&authority.own.certificate, None, None);
-    let stream = client.connect(Arc::clone(&socket), "localhost", deadline).expect("the handshake");
+    let stream = client.connect(socket, "localhost", deadline).expect("the handshake");
+    (stream, handshake.join().unwrap())
+}
+
+/// A TLS record is written for each 16 KiB, and the writes of one call may fail after the first of them.
+#[cfg(feature = "tls")]
+#[test]
+fn a_kept_connection_that_fails_after_a_part_of_the_request_was_not_closed_idle() {
+    use ureq::unversioned::transport::Buffers;
+
+    let (stream, peer) = tls_connection();
     // Closes without a reset: the first write is taken, and answered with a reset.
-    drop(handshake.join().unwrap());
+    drop(peer);
     let exchange = Arc::new(Exchange::default());
     exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
     let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
@@ -70,6 +78,31 @@ fn a_kept_connection_that_fails_after_a_part_of_the_request_was_not_closed_idle(
     let report = exchange.finish();
     assert!(connection.stream.n_written() > 0);
     assert_eq!((report.was_closed_idle, report.was_sent), (false, true), "the attempt counts");
+}
+
+/// While it receives, a connection sends what the socket did not take before: these bytes reach the backend as well.
+#[cfg(feature = "tls")]
+#[test]
+fn bytes_that_are_sent_while_receiving_count_as_written() {
+    use std::io::Read;
+
+    let (mut stream, mut peer) = tls_connection();
+    while !stream.has_output() {
+        stream.send(&[0; 16 << 10]).expect("the socket is open");
+    }
+    // Bounded by the buffers of the sockets, so the rest does not wait for anybody.
+    let reading = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = peer.read_to_end(&mut bytes);
+        bytes.len() as u64
+    });
+    wait_until("the rest is sent", || {
+        let received = stream.receive(&mut [0; 16], RecvFlags::DONTWAIT);
+        assert!(matches!(received, Err(StreamFailure::Socket(Errno::AGAIN))), "{received:?}");
+        !stream.has_output()
+    });
+    stream.socket().shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(stream.n_written(), reading.join().unwrap());
 }
 
 #[test]

@@ -33,10 +33,10 @@ impl Rig {
 
     /// Chooses a backend, from index `first` on.
     fn choose(&self, backends: &Backends, first: usize) -> ChosenBackend {
-        let push = NextPush { last: None, may_retry: true, random: 0.0 };
+        let push = NextPush { may_retry: true, ..NextPush::default() };
         match backends.choose(&mut BackendRotation::starting_at(first), push, self.now) {
             Choice::Use(chosen) => chosen,
-            Choice::WaitUntil(_) => panic!("no backend"),
+            choice => panic!("no backend: {choice:?}"),
         }
     }
 

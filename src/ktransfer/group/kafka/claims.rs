@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::metadata::{self, CommitMetadata};
+use super::pause_fields::PauseFields;
 use super::{ClaimStage, HeldPartition, KafkaGroup, RETRY_PAUSE, StepResult};
 use crate::broker::membership::{CommitError, CommittedOffset};
 use crate::broker::{LogIdentity, PartitionId};
@@ -131,7 +132,8 @@ impl KafkaGroup {
         let generation = Generation(self.last_generation);
         let fence = TimedFence::until(self.lease.until());
         let leader_epoch = committed.as_ref().and_then(|of| of.leader_epoch);
-        let CommitMetadata { topic_id, ranges, read_epoch, pauses: stored_pauses, .. } = metadata;
+        let CommitMetadata { topic_id, ranges, read_epoch, pauses, .. } = metadata;
+        let stored_pauses = Some(if committed.is_some() { pauses } else { PauseFields::default() });
         let ahead = DoneAhead { topic_id, leader_epoch, ranges: Arc::clone(&ranges), read_epoch };
         let stored = committed.map(|of| of.offset);
         let mut progress = Progress::new(stored, ahead);

@@ -1,12 +1,12 @@
 //! The text that is committed beside each offset in Kafka: the log that the offset belongs to, the fencing token, and
 //! which messages above the offset are done.
 //!
-//! `kt1;o=OFFSET;t=TOKEN;m=PAUSE;p=PAUSE;n=COUNT;i=ID;e=EPOCH;d=RANGES`, in this order, each but the first two
+//! `kt1;o=OFFSET;t=TOKEN;m=PAUSE;r=NUMBER;p=PAUSE;n=COUNT;i=ID;e=EPOCH;d=RANGES`, in this order, each but the first two
 //! optional. A reader skips fields that it does not know, and text that begins otherwise is that of another program.
 //! `o` repeats the offset: if another tool sets the offset, `i`, `e` and `d` are void, and the messages are pushed
-//! again. `m` and `p` are the pauses of operators (`pause_fields`). `e` is the highest leader epoch that had been read
-//! when `d` was taken; an earlier version does not know it. The epoch of the message before the offset needs no field,
-//! it is part of the commit itself.
+//! again. `m`, `r` and `p` are the pauses of operators (`pause_fields`). `e` is the highest leader epoch that had been
+//! read when `d` was taken; an earlier version does not know it. The epoch of the message before the offset needs no
+//! field, it is part of the commit itself.
 //!
 //! `d` is what the node `ahead` has in ZooKeeper, in fewer bytes: for each range the number of messages between the end
 //! of the range before (for the first range: the offset) and the range, and the number of messages in the range, both
@@ -137,6 +137,7 @@ pub(in crate::ktransfer::group) fn decode(offset: Offset, text: &str) -> Option<
             ("o", value) => of = Some(value.parse::<Offset>().ok()?),
             ("t", value) => metadata.token = value.parse().ok()?,
             ("m", value) => metadata.pauses.read_module(value)?,
+            ("r", value) => metadata.pauses.read_resumed(value)?,
             ("p", value) => metadata.pauses.read_partition(value)?,
             ("n", value) => metadata.first_partitions = Some(value.parse().ok().filter(|count| *count >= 0)?),
             ("i", value) => metadata.topic_id = Some(decode_id(value)?),

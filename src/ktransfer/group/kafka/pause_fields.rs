@@ -3,8 +3,13 @@
 //! - `m=NUMBER,TIME,NAME`: the latest change of the pause of the whole module that the member knew. The number grows
 //!   with each change and is odd while the module is paused; time and name of the operator follow only then. The
 //!   largest number beside any partition of the topic counts. So one commit pauses all partitions, whoever owns them.
-//! - `p=NUMBER,TIME,NAME`: the partition is paused. The number is that of `m` at that time: a resume of the module ends
-//!   the pauses of its partitions, and has a larger number.
+//! - `r=NUMBER`: the number of the latest resume of the module. Left out if the module is not paused, since `m` has it,
+//!   and if it is the number before that of `m`.
+//! - `p=NUMBER,TIME,NAME`: the partition is paused. A resume of the module ends the pauses of its partitions with a
+//!   smaller number, and takes one that is larger than all of them.
+//!
+//! Each number is at least the time of the change in milliseconds since 1970. So a change counts as the latest one also
+//! where the numbers before it were erased: instances of a version without pauses commit without these fields.
 //!
 //! Time and name are left out where the text has no room for them, and the name is cut.
 
@@ -33,7 +38,7 @@ pub(in crate::ktransfer::group) struct ModulePause {
 /// The pause of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::ktransfer::group) struct PartitionPause {
-    /// Number of the latest change of the module's pause when the partition was paused.
+    /// Larger than that of the latest resume of the module before the pause.
     number: u64,
     mark: PauseMark,
 }
@@ -42,6 +47,8 @@ pub(in crate::ktransfer::group) struct PartitionPause {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::ktransfer::group) struct PauseFields {
     pub(in crate::ktransfer::group) module: ModulePause,
+    /// Number of the latest resume of the module, 0 before the first one.
+    resumed: u64,
     /// `None` while the partition is not paused by itself.
     pub(in crate::ktransfer::group) partition: Option<PartitionPause>,
 }
@@ -62,8 +69,12 @@ impl PauseFields {
                 let _ = write!(text, ",{at_ms},{}", escaped(by));
             }
         };
-        if self.module.number > 0 {
-            put("m", self.module.number, self.module.mark.as_ref());
+        let number = self.module.number;
+        if number > 0 {
+            put("m", number, self.module.mark.as_ref());
+        }
+        if self.resumed != resume_before(number) {
+            put("r", self.resumed, None);
         }
         if let Some(PartitionPause { number, mark }) = &self.partition {
             put("p", *number, Some(mark));
@@ -75,6 +86,13 @@ impl PauseFields {
     pub(super) fn read_module(&mut self, value: &str) -> Option<()> {
         let (number, mark) = number_and_mark(value)?;
         self.module = ModulePause { number, mark: (number % 2 == 1).then_some(mark) };
+        self.resumed = resume_before(number);
+        Some(())
+    }
+
+    /// Reads the value of `r`, which follows `m`; returns `None` if it is damaged.
+    pub(super) fn read_resumed(&mut self, value: &str) -> Option<()> {
+        self.resumed = value.parse().ok().filter(|resumed| *resumed <= self.module.number)?;
         Some(())
     }
 
@@ -90,6 +108,8 @@ impl PauseFields {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::ktransfer::group) struct GroupPauses {
     module: ModulePause,
+    /// Number of the latest resume of the module, 0 before the first one.
+    resumed: u64,
     partitions: BTreeMap<PartitionId, PartitionPause>,
 }
 
@@ -106,6 +126,7 @@ impl GroupPauses {
             if self.module.number < fields.module.number {
                 self.module = fields.module.clone();
             }
+            self.resumed = self.resumed.max(fields.resumed);
             if let Some(pause) = fields.partition.as_ref().filter(|_| !is_held(partition)) {
                 self.partitions.insert(partition, pause.clone());
             }
@@ -115,25 +136,27 @@ impl GroupPauses {
 
     /// Removes the pauses of partitions that a resume of the module has ended.
     fn end_resumed(&mut self) {
-        let resumed = self.module.number - self.module.number % 2;
+        let resumed = self.resumed;
         self.partitions.retain(|_, pause| resumed <= pause.number);
     }
 
-    /// Makes a change. A pause that exists keeps its mark. Fails, and changes nothing, if the change would have no
-    /// effect because the whole module is paused.
-    pub(in crate::ktransfer::group) fn apply(&mut self, change: &PauseChange) -> Result<(), ModulePaused> {
-        let (number, is_paused) = (self.module.number, self.module.mark.is_some());
+    /// Makes a change. `least` is the least number that it may take: the present time, and more than an attempt before
+    /// it took. A pause that exists keeps its mark. Fails, and changes nothing, if the change would have no effect
+    /// because the whole module is paused.
+    pub(in crate::ktransfer::group) fn apply(&mut self, change: &PauseChange, least: u64) -> Result<(), ModulePaused> {
+        let is_paused = self.module.mark.is_some();
         match change {
             PauseChange::Pause(None, mark) if !is_paused => {
-                self.module = ModulePause { number: number + 1, mark: Some(mark.clone()) };
+                self.module = ModulePause { number: self.next_number(least, true), mark: Some(mark.clone()) };
             }
             PauseChange::Pause(None, _) => {}
             PauseChange::Pause(Some(partition), mark) => {
-                let pause = || PartitionPause { number, mark: mark.clone() };
+                let pause = || PartitionPause { number: self.module.number.max(least), mark: mark.clone() };
                 self.partitions.entry(*partition).or_insert_with(pause);
             }
             PauseChange::Resume(None) if is_paused || !self.partitions.is_empty() => {
-                self.module = ModulePause { number: number + if is_paused { 1 } else { 2 }, mark: None };
+                self.module = ModulePause { number: self.next_number(least, false), mark: None };
+                self.resumed = self.module.number;
                 self.partitions.clear();
             }
             PauseChange::Resume(None) => {}
@@ -143,21 +166,49 @@ impl GroupPauses {
         Ok(())
     }
 
-    /// Returns these pauses, as a later change than all that are known.
-    pub(in crate::ktransfer::group) fn replaced_by(&self, pauses: &Pauses) -> GroupPauses {
+    /// Makes the state of the module the latest change, without a change of it: what was stored or attempted before it,
+    /// and may be found later, does not count.
+    pub(super) fn restate_module(&mut self, least: u64) {
+        let is_paused = self.module.mark.is_some();
+        self.module.number = self.next_number(least, is_paused);
+        if !is_paused {
+            self.resumed = self.module.number;
+            self.end_resumed();
+        }
+    }
+
+    /// Returns the number of a change of the module: larger than all that are known.
+    fn next_number(&self, least: u64, is_odd: bool) -> u64 {
+        let least = least.max(self.largest_number().saturating_add(1));
+        least + u64::from((least % 2 == 1) != is_odd)
+    }
+
+    /// Returns the number of the latest change of the module.
+    pub(super) fn module_number(&self) -> u64 {
+        self.module.number
+    }
+
+    /// Returns these pauses, as a later change than all that are known. `least` as for [`apply`](Self::apply).
+    pub(in crate::ktransfer::group) fn replaced_by(&self, pauses: &Pauses, least: u64) -> GroupPauses {
         let partitions = pauses.partitions.iter().map(|(id, mark)| PauseChange::Pause(Some(*id), mark.clone()));
         let module = pauses.module.iter().map(|mark| PauseChange::Pause(None, mark.clone()));
         let mut replaced = self.clone();
         for change in [PauseChange::Resume(None)].into_iter().chain(partitions).chain(module) {
             // None of these changes can fail.
-            let _ = replaced.apply(&change);
+            let _ = replaced.apply(&change, least);
         }
         replaced
     }
 
+    /// Returns the largest number of a change.
+    pub(super) fn largest_number(&self) -> u64 {
+        self.partitions.values().map(|pause| pause.number).max().unwrap_or_default().max(self.module.number)
+    }
+
     /// Returns what a commit of `partition` says.
     pub(in crate::ktransfer::group) fn fields(&self, partition: PartitionId) -> PauseFields {
-        PauseFields { module: self.module.clone(), partition: self.partitions.get(&partition).cloned() }
+        let partition = self.partitions.get(&partition).cloned();
+        PauseFields { module: self.module.clone(), resumed: self.resumed, partition }
     }
 
     /// Returns the pauses for operators and for the dispatcher.
@@ -165,6 +216,11 @@ impl GroupPauses {
         let partitions = self.partitions.iter().map(|(partition, pause)| (*partition, pause.mark.clone())).collect();
         Pauses { module: self.module.mark.clone(), partitions }
     }
+}
+
+/// Returns the number of the resume before a change of the module with this number, where nothing else is known.
+fn resume_before(number: u64) -> u64 {
+    number - number % 2
 }
 
 /// Returns the name with what is not plain percent-encoded, cut to [`MAX_NAME_BYTES`].
@@ -219,7 +275,11 @@ mod tests {
             let mut fields = PauseFields::default();
             for field in text.split(';').filter(|field| !field.is_empty()) {
                 let (name, value) = field.split_once('=').expect("a field");
-                let is_read = if name == "m" { fields.read_module(value) } else { fields.read_partition(value) };
+                let is_read = match name {
+                    "m" => fields.read_module(value),
+                    "r" => fields.read_resumed(value),
+                    _ => fields.read_partition(value),
+                };
                 is_read.expect("readable");
             }
             fields
@@ -234,46 +294,82 @@ mod tests {
     fn the_largest_number_of_the_module_counts_whoever_committed_it() {
         let mut one = GroupPauses::default();
         assert_eq!(text_of(&one, 0), "", "nothing was ever paused");
-        one.apply(&PauseChange::Pause(None, mark("ann"))).unwrap();
+        one.apply(&PauseChange::Pause(None, mark("ann")), 0).unwrap();
         assert_eq!(text_of(&one, 0), ";m=1,7,ann");
         assert_eq!(read(&[(0, text_of(&one, 0)), (1, String::new())]).pauses().module, Some(mark("ann")));
         let paused = text_of(&one, 1);
-        one.apply(&PauseChange::Resume(None)).unwrap();
+        one.apply(&PauseChange::Resume(None), 0).unwrap();
         assert_eq!(
             (text_of(&one, 0), read(&[(0, text_of(&one, 0)), (1, paused)]).pauses()),
             (";m=2".into(), Pauses::default())
         );
-        one.apply(&PauseChange::Resume(None)).unwrap();
+        one.apply(&PauseChange::Resume(None), 0).unwrap();
         assert_eq!(text_of(&one, 0), ";m=2", "nothing to resume");
     }
 
     #[test]
     fn a_resume_of_the_module_ends_the_pauses_of_its_partitions_whoever_owns_them() {
         let mut pauses = GroupPauses::default();
-        pauses.apply(&PauseChange::Pause(Some(3), mark("ann"))).unwrap();
-        pauses.apply(&PauseChange::Pause(Some(3), mark("bob"))).unwrap();
+        pauses.apply(&PauseChange::Pause(Some(3), mark("ann")), 0).unwrap();
+        pauses.apply(&PauseChange::Pause(Some(3), mark("bob")), 0).unwrap();
         assert_eq!((text_of(&pauses, 3), text_of(&pauses, 4)), (";p=0,7,ann".into(), String::new()));
         let early = text_of(&pauses, 3);
-        pauses.apply(&PauseChange::Pause(None, mark("bob"))).unwrap();
+        pauses.apply(&PauseChange::Pause(None, mark("bob")), 0).unwrap();
         assert_eq!(text_of(&pauses, 3), ";m=1,7,bob;p=0,7,ann");
-        assert_eq!(pauses.apply(&PauseChange::Resume(Some(3))), Err(ModulePaused));
+        assert_eq!(pauses.apply(&PauseChange::Resume(Some(3)), 0), Err(ModulePaused));
         assert_eq!(read(&[(3, early.clone()), (4, ";m=1".into())]).pauses().partitions.len(), 1);
-        pauses.apply(&PauseChange::Resume(None)).unwrap();
-        pauses.apply(&PauseChange::Pause(Some(4), mark("ann"))).unwrap();
+        pauses.apply(&PauseChange::Resume(None), 0).unwrap();
+        pauses.apply(&PauseChange::Pause(Some(4), mark("ann")), 0).unwrap();
         let known = read(&[(3, early), (4, text_of(&pauses, 4))]);
         assert_eq!(known.pauses().partitions, BTreeMap::from([(4, mark("ann"))]));
         // Without a pause of the module.
-        pauses.apply(&PauseChange::Resume(None)).unwrap();
+        pauses.apply(&PauseChange::Resume(None), 0).unwrap();
         assert_eq!((pauses.pauses(), text_of(&pauses, 4)), (Pauses::default(), ";m=4".into()));
+    }
+
+    #[test]
+    fn numbers_are_times_and_still_say_what_a_resume_ends() {
+        let mut pauses = GroupPauses::default();
+        pauses.apply(&PauseChange::Pause(Some(3), mark("ann")), 1000).unwrap();
+        pauses.apply(&PauseChange::Pause(None, mark("bob")), 2000).unwrap();
+        assert_eq!(text_of(&pauses, 3), ";m=2001,7,bob;r=0;p=1000,7,ann");
+        // The pause of the module does not end that of its partition.
+        assert_eq!(read(&[(3, text_of(&pauses, 3)), (4, String::new())]), pauses);
+        let early = text_of(&pauses, 3);
+        // The clock of the next operator's instance is behind.
+        pauses.apply(&PauseChange::Resume(None), 500).unwrap();
+        assert_eq!(text_of(&pauses, 4), ";m=2002");
+        assert_eq!(read(&[(3, early.clone()), (4, text_of(&pauses, 4))]).pauses(), Pauses::default());
+        pauses.apply(&PauseChange::Pause(None, mark("bob")), 9000).unwrap();
+        assert_eq!(text_of(&pauses, 4), ";m=9001,7,bob;r=2002");
+        assert!(read(&[(3, early), (4, text_of(&pauses, 4))]).partitions.is_empty());
+        // A resume is later than the pause of a partition whose owner has a clock ahead.
+        pauses.apply(&PauseChange::Resume(None), 9100).unwrap();
+        pauses.apply(&PauseChange::Pause(Some(3), mark("ann")), 1_000_000).unwrap();
+        pauses.apply(&PauseChange::Resume(None), 9200).unwrap();
+        assert_eq!(text_of(&pauses, 3), ";m=1000002");
+        for value in ["", "x", "-1", "1000003"] {
+            assert_eq!(pauses.fields(3).read_resumed(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_state_of_the_module_can_be_made_the_latest() {
+        let mut resumed = GroupPauses::default();
+        resumed.restate_module(1000);
+        let mut paused = resumed.clone();
+        paused.apply(&PauseChange::Pause(None, mark("ann")), 0).unwrap();
+        paused.restate_module(2000);
+        assert_eq!((text_of(&resumed, 0), text_of(&paused, 0)), (";m=1000".into(), ";m=2001,7,ann;r=1000".into()));
     }
 
     #[test]
     fn a_member_knows_the_pauses_of_its_own_partitions_better() {
         let mut pauses = GroupPauses::default();
-        pauses.apply(&PauseChange::Pause(Some(3), mark("ann"))).unwrap();
-        pauses.apply(&PauseChange::Pause(Some(4), mark("ann"))).unwrap();
+        pauses.apply(&PauseChange::Pause(Some(3), mark("ann")), 0).unwrap();
+        pauses.apply(&PauseChange::Pause(Some(4), mark("ann")), 0).unwrap();
         let late = pauses.fields(3);
-        pauses.apply(&PauseChange::Resume(Some(3))).unwrap();
+        pauses.apply(&PauseChange::Resume(Some(3)), 0).unwrap();
         let none = PauseFields::default();
         pauses.take([(3, &late), (4, &none), (5, &late)].into_iter(), |partition| partition < 5);
         let partitions: Vec<_> = pauses.pauses().partitions.into_keys().collect();
@@ -283,13 +379,13 @@ mod tests {
     #[test]
     fn names_are_escaped_and_cut_and_damaged_fields_are_refused() {
         let mut pauses = GroupPauses::default();
-        pauses.apply(&PauseChange::Pause(Some(0), mark(";=,é %"))).unwrap();
+        pauses.apply(&PauseChange::Pause(Some(0), mark(";=,é %")), 0).unwrap();
         assert_eq!(text_of(&pauses, 0), ";p=0,7,%3B%3D%2C%C3%A9%20%25");
         assert_eq!(read(&[(0, text_of(&pauses, 0))]), pauses);
         assert_eq!(pauses.fields(0).text(false), ";p=0");
         assert_eq!(read(&[(0, ";p=1".into())]).pauses().partitions[&0].by, UNKNOWN);
         let mut long = GroupPauses::default();
-        long.apply(&PauseChange::Pause(None, mark(&"é".repeat(100)))).unwrap();
+        long.apply(&PauseChange::Pause(None, mark(&"é".repeat(100))), 0).unwrap();
         assert_eq!(text_of(&long, 0).len(), ";m=1,7,".len() + 30);
         for value in ["", "x", "-1", "1,", "1,x", "1,2,%", "1,2,%4", "1,2,%+4", "9007199254740993", "1,2,%é"] {
             assert_eq!(PauseFields::default().read_module(value), None, "{value}");

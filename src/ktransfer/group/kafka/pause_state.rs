@@ -1,6 +1,6 @@
 //! What a member knows of pauses, and the change that it is storing.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::pause_fields::{GroupPauses, PauseFields};
 use crate::broker::PartitionId;
@@ -9,6 +9,11 @@ use crate::ktransfer::pauses::PauseRequest;
 /// What the loop knows of pauses, and the change that it is storing.
 pub(super) struct Pausing {
     pub(super) known: GroupPauses,
+    /// Largest number of a change of the module in the commits that were read last.
+    pub(super) stored_module: u64,
+    /// Largest number of a change that was attempted, and of a change of the module.
+    pub(super) attempted: u64,
+    pub(super) attempted_module: u64,
     pub(super) change: Option<PendingChange>,
     /// When the pauses of other members are read next.
     pub(super) next_read: Instant,
@@ -25,7 +30,27 @@ pub(super) struct PendingChange {
 
 impl Pausing {
     pub(super) fn new(now: Instant) -> Pausing {
-        Pausing { known: GroupPauses::default(), change: None, next_read: now }
+        let known = GroupPauses::default();
+        Pausing { known, stored_module: 0, attempted: 0, attempted_module: 0, change: None, next_read: now }
+    }
+
+    /// Returns the least number that the next change may take.
+    pub(super) fn least_number(&self) -> u64 {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        u64::try_from(now_ms).unwrap_or_default().max(self.attempted + 1)
+    }
+
+    /// Notes that a commit of these pauses is attempted.
+    pub(super) fn note_attempt(&mut self, changed: &GroupPauses) {
+        self.attempted = self.attempted.max(changed.largest_number());
+        self.attempted_module = self.attempted_module.max(changed.module_number());
+    }
+
+    /// Whether a commit has what is known of the module, and no other change of it may be found later: one that was
+    /// attempted without a confirmation.
+    pub(super) fn is_module_stored(&self) -> bool {
+        let number = self.known.module_number();
+        self.attempted_module <= number && number <= self.stored_module
     }
 
     /// Whether the next change may be taken.

@@ -4,6 +4,10 @@
 //! A change is done when a commit has it: a pause is reported to the dispatcher after that, and so is a resume. Every
 //! later commit of the member has it again. For the pause of the whole module one commit is enough, because each claim
 //! and each reading looks at all partitions; the other partitions of this member get it with the next store.
+//!
+//! A commit without a response may be carried out, also after the pauses were read again. Then it is not known what is
+//! stored for the partition (`stored_pauses` is `None`): the next store commits what the member follows, and the next
+//! change is committed even if it changes nothing of that.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +16,8 @@ use log::info;
 use super::metadata;
 use super::pause_fields::GroupPauses;
 use super::pause_state::PendingChange;
-use super::{ClaimStage, KafkaGroup, RETRY_PAUSE, StepResult};
+use super::{ClaimStage, HeldPartition, KafkaGroup, RETRY_PAUSE, StepResult};
+use crate::broker::PartitionId;
 use crate::broker::membership::CommittedOffset;
 use crate::ktransfer::pauses::{ModulePaused, PauseChange, PauseStoreError};
 
@@ -36,6 +41,7 @@ impl KafkaGroup {
     pub(super) fn take_pauses(&mut self, committed: &[CommittedOffset]) {
         let fields = |of: &CommittedOffset| Some((of.partition, metadata::decode(of.offset, &of.metadata)?.pauses));
         let decoded: Vec<_> = committed.iter().filter_map(fields).collect();
+        self.pausing.stored_module = decoded.iter().map(|(_, fields)| fields.module.number).max().unwrap_or_default();
         let (held, before) = (&self.held, self.pausing.known.clone());
         let commits = decoded.iter().map(|(partition, fields)| (*partition, fields));
         self.pausing.known.take(commits, |partition| held.contains_key(&partition));
@@ -120,21 +126,26 @@ impl KafkaGroup {
         Some(PendingChange { request, next_attempt: Instant::now(), is_uncertain: false })
     }
 
-    /// Stores a change on top of what is stored now.
+    /// Stores a change on top of what is stored now; a dry run ends before the commit.
     fn attempt(&mut self, pending: &mut PendingChange) -> Result<(), Failure> {
         if !self.has_joined {
             return Err(Failure::NotYet("the group is not joined at present".to_owned()));
         }
         self.read_committed().map_err(|reason| Failure::NotYet(format!("cannot read the pauses: {reason}")))?;
         let change = &pending.request.change;
+        let (PauseChange::Pause(only, _) | PauseChange::Resume(only)) = *change;
         let mut changed = self.pausing.known.clone();
-        changed.apply(change).map_err(|ModulePaused| Failure::ModulePaused)?;
+        let least = self.pausing.least_number();
+        changed.apply(change, least).map_err(|ModulePaused| Failure::ModulePaused)?;
         if changed == self.pausing.known {
-            return Ok(());
+            if self.is_stored(only) {
+                return Ok(());
+            }
+            // Of an attempt before this one, something else may be stored.
+            if only.is_none() {
+                changed.restate_module(least);
+            }
         }
-        let only = match change {
-            PauseChange::Pause(partition, _) | PauseChange::Resume(partition) => *partition,
-        };
         if let Some(partition) = only
             && self.held.get(&partition).is_none_or(|held| held.stage != ClaimStage::Active)
         {
@@ -150,6 +161,10 @@ impl KafkaGroup {
         if stores.iter().any(|store| self.commit_of(store).is_none_or(|commit| commit.metadata.is_empty())) {
             return Err(Failure::Final(self.no_room_for_pause(stores[0].partition)));
         }
+        if pending.request.is_dry_run {
+            return Ok(());
+        }
+        self.pausing.note_attempt(&changed);
         let deadline = self.begin_call();
         let done = self.commit(stores, deadline);
         pending.is_uncertain |= done.is_uncertain;
@@ -158,8 +173,22 @@ impl KafkaGroup {
                 done.outcome.err().unwrap_or_else(|| "the brokers refuse the text".to_owned()),
             ));
         }
+        self.pausing.stored_module = changed.module_number();
         let before = std::mem::replace(&mut self.pausing.known, changed);
         self.report_pauses(&before);
         Ok(())
+    }
+
+    /// Whether it is certain that what is known of the pause of a partition, or of the whole module, is stored. The
+    /// commits were read just now, but one of this member without a response may be carried out later.
+    fn is_stored(&self, only: Option<PartitionId>) -> bool {
+        let stored = |held: &HeldPartition| held.stored_pauses.as_ref().map(|stored| stored.partition.clone());
+        match only {
+            Some(partition) => {
+                let known = self.pausing.fields(partition).partition;
+                self.held.get(&partition).is_none_or(|held| stored(held) == Some(known))
+            }
+            None => self.pausing.is_module_stored() && self.held.values().all(|held| stored(held).is_some()),
+        }
     }
 }

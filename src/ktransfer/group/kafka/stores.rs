@@ -13,7 +13,7 @@ use crate::broker::{Offset, PartitionId};
 use crate::ktransfer::group::Generation;
 use crate::ktransfer::group::held_claims;
 use crate::ktransfer::group::mailbox::DoneAhead;
-use crate::ktransfer::group::progress::{StoreScope, unstored};
+use crate::ktransfer::group::progress::{StoreScope, early_pause, unstored};
 
 /// One commit in flight.
 pub(super) struct Store {
@@ -41,11 +41,18 @@ impl KafkaGroup {
         }
         let known = &self.pausing.known;
         let is_due = |(partition, held): &(&PartitionId, &HeldPartition)| {
-            let has_new_pauses = scope != StoreScope::Early && known.fields(**partition) != held.stored_pauses;
+            let has_new_pauses = match &held.stored_pauses {
+                Some(stored) => scope != StoreScope::Early && known.fields(**partition) != *stored,
+                // After a commit that failed: not at once.
+                None => scope != StoreScope::Urgent,
+            };
             has_new_pauses || held.progress.is_due(scope, held.is_released(), now)
         };
         let due: Vec<Store> =
             self.held.iter().filter(is_due).filter_map(|(id, held)| store_of(*id, held, known)).collect();
+        if scope != StoreScope::Urgent {
+            self.next_early_store = now + early_pause(due.len());
+        }
         self.commit(due, deadline).outcome
     }
 
@@ -71,17 +78,22 @@ impl KafkaGroup {
             let Some(held) = held_claims::current(&mut self.held, partition, generation) else { continue };
             match result {
                 Ok(()) => {
-                    self.observers.receipts.note(partition, generation, next);
+                    self.observers.receipts.note_store(partition, generation, next, &ahead);
                     held.progress.note_stored(next, ahead);
-                    held.stored_pauses = pauses;
+                    held.stored_pauses = Some(pauses);
                     self.has_stored = true;
                     done.n_stored += 1;
                 }
                 Err(CommitError::MetadataTooLong) => is_too_long = true,
                 Err(failure) => {
                     // A failed call may have taken its whole time: not again at once.
-                    self.next_early_store = Instant::now() + MAX_CALL / 2;
-                    done.is_uncertain |= matches!(failure, CommitError::Failed(_));
+                    self.next_early_store = self.next_early_store.max(Instant::now() + MAX_CALL / 2);
+                    let is_uncertain = matches!(failure, CommitError::Failed(_));
+                    done.is_uncertain |= is_uncertain;
+                    if is_uncertain {
+                        held.progress.note_unanswered(next, &ahead);
+                        held.stored_pauses.take_if(|stored| *stored != pauses);
+                    }
                     done.add_failure(format!("cannot store offset {next} of partition {partition}: {failure}"));
                 }
             }

@@ -15,7 +15,9 @@ use crate::ktransfer::group::{Claim, CommandSender, GroupCommand, StoredPosition
 use crate::ktransfer::pauses::PauseTable;
 use crate::ktransfer::test_backend::wait_until;
 
+mod early_stores;
 mod pauses;
+mod positions;
 
 const SESSION: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,9 +30,36 @@ struct Brokers {
     max_metadata_bytes: usize,
     /// The answer to every commit.
     refusal: Option<CommitError>,
+    /// What becomes of the commits that are answered with `refusal`.
+    refused: Refused,
+    /// Commits that the brokers have received and not carried out.
+    late: Vec<CommittedOffset>,
+    /// Called once, in the next commit, after it is carried out.
+    in_commit: Option<Box<dyn FnOnce() + Send>>,
     n_commits: usize,
     released: Vec<ReleaseToken>,
     has_left: bool,
+}
+
+/// What becomes of a commit without a confirmation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Refused {
+    /// The request is lost.
+    #[default]
+    Lost,
+    /// The answer is lost.
+    Stored,
+    /// As `Stored`, but the offset is not readable before the next commit.
+    StoredLate,
+}
+
+impl Brokers {
+    /// Carries out the commits that were received.
+    fn carry_out_late(&mut self) {
+        for offset in std::mem::take(&mut self.late) {
+            self.offsets.insert(offset.partition, offset);
+        }
+    }
 }
 
 struct ScriptedMember {
@@ -53,10 +82,16 @@ impl GroupOffsets for ScriptedMember {
 
     fn commit(&mut self, offsets: &[CommittedOffset], _: Instant) -> Vec<Result<(), CommitError>> {
         let mut brokers = self.brokers.lock().unwrap();
+        brokers.carry_out_late();
         brokers.n_commits += 1;
         let commit = |offset: &CommittedOffset| {
-            if let Some(refusal) = &brokers.refusal {
-                return Err(refusal.clone());
+            if let Some(refusal) = brokers.refusal.clone() {
+                match brokers.refused {
+                    Refused::Lost => {}
+                    Refused::Stored => drop(brokers.offsets.insert(offset.partition, offset.clone())),
+                    Refused::StoredLate => brokers.late.push(offset.clone()),
+                }
+                return Err(refusal);
             }
             if offset.metadata.len() > brokers.max_metadata_bytes {
                 return Err(CommitError::MetadataTooLong);
@@ -64,7 +99,13 @@ impl GroupOffsets for ScriptedMember {
             brokers.offsets.insert(offset.partition, offset.clone());
             Ok(())
         };
-        offsets.iter().map(commit).collect()
+        let results = offsets.iter().map(commit).collect();
+        let in_commit = brokers.in_commit.take();
+        drop(brokers);
+        if let Some(in_commit) = in_commit {
+            in_commit();
+        }
+        results
     }
 }
 
@@ -86,6 +127,17 @@ impl Membership for ScriptedMember {
     }
 }
 
+fn config() -> KafkaGroupConfig {
+    KafkaGroupConfig {
+        group: "g".into(),
+        topic: "t".into(),
+        session_timeout: SESSION,
+        instance_id: None,
+        offset_update_interval: 100 * PATIENCE,
+        leave_timeout: Duration::from_millis(300),
+    }
+}
+
 /// A member that runs in a thread.
 struct Rig {
     brokers: Arc<Mutex<Brokers>>,
@@ -103,15 +155,7 @@ impl Rig {
     }
 
     fn group(brokers: &Arc<Mutex<Brokers>>, events: Receiver<MembershipEvent>) -> KafkaGroup {
-        let config = KafkaGroupConfig {
-            group: "g".into(),
-            topic: "t".into(),
-            session_timeout: SESSION,
-            instance_id: None,
-            offset_update_interval: 100 * PATIENCE,
-            leave_timeout: Duration::from_millis(300),
-        };
-        KafkaGroup::new(config, Box::new(ScriptedMember { brokers: Arc::clone(brokers), events }))
+        KafkaGroup::new(config(), Box::new(ScriptedMember { brokers: Arc::clone(brokers), events }))
     }
 
     fn start(brokers: &Arc<Mutex<Brokers>>) -> Rig {

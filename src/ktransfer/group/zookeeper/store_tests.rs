@@ -2,6 +2,7 @@
 
 use super::tests::*;
 use super::*;
+use crate::broker::LogIdentity;
 use crate::keeper::in_memory::InMemoryEnsemble;
 use crate::keeper::paths::{self, create_with_parents};
 use crate::keeper::{Keeper, Lifetime};
@@ -103,5 +104,38 @@ fn an_uncertain_store_ends_no_claim() {
     }
     assert!(one.events.recv_timeout(SESSION / 2).is_err());
     assert!(one.lease_is_valid(0, generation));
+    one.leave();
+}
+
+#[test]
+fn a_position_is_stored_also_if_it_is_the_one_before_a_store_without_a_response() {
+    let ensemble = InMemoryEnsemble::new();
+    create_topic(&*ensemble.connect(SESSION), &[1]);
+    let one = RunningMember::storing_every(&ensemble, 100 * PATIENCE);
+    let (generation, _) = one.gains(&[0])[&0];
+    let (path, ahead, partition, topic_id) = ("/consumers/g/offsets/t/0", paths::ahead("g", "t", 0), 0, None);
+    one.commands.send(GroupCommand::Commit { partition, generation, next: 50 });
+    one.wait_for_text(path, "50");
+    one.keeper.lose_responses(1);
+    one.commands.send(GroupCommand::Commit { partition, generation, next: 90 });
+    one.wait_for_text(path, "90");
+    let log = LogIdentity::default();
+    one.commands.send(GroupCommand::StoreNow { partition, generation, next: 50, log });
+    one.wait_for_text(path, "50");
+    // The same with what is done ahead of the offset.
+    one.keeper.lose_responses(1);
+    let ranges: Arc<[_]> = [105..130, 140..150].into();
+    one.commands.send(GroupCommand::DoneAhead { partition, generation, topic_id, ranges, read_epoch: None });
+    let has_ahead = || one.read(&ahead).is_some_and(|node| String::from_utf8_lossy(&node.data).contains("+25"));
+    let wait_for_ahead = |is_stored: bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while has_ahead() != is_stored {
+            assert!(Instant::now() < deadline, "{ahead} is {:?}", one.read(&ahead));
+            std::thread::yield_now();
+        }
+    };
+    wait_for_ahead(true);
+    one.commands.send(GroupCommand::StoreNow { partition, generation, next: 50, log });
+    wait_for_ahead(false);
     one.leave();
 }

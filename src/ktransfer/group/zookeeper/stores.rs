@@ -1,6 +1,6 @@
 //! Stores the offsets of the held partitions, and which messages above them are done.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::warn;
 
@@ -8,12 +8,10 @@ use super::{ClaimStage, HeldPartition, RoundResult, ZookeeperGroup, to_reason};
 use crate::broker::PartitionId;
 use crate::keeper::KeeperError;
 use crate::ktransfer::group::claim::{Store, StoreOutcome};
-use crate::ktransfer::group::progress::{EARLY_INTERVAL, StoreScope};
+use crate::ktransfer::group::progress::{EARLY_INTERVAL, StoreScope, early_pause};
 
 /// Number of partitions whose stores are in flight at the same time.
 const STORES_AT_ONCE: usize = 64;
-/// Time between two early stores, for each partition stored before: at most 100 writes a second.
-const EARLY_PAUSE_A_WRITE: Duration = Duration::from_millis(10);
 
 impl ZookeeperGroup {
     /// Stores the partitions of `scope` that have changed. Returns the first failure, after an attempt for each of
@@ -30,8 +28,7 @@ impl ZookeeperGroup {
         };
         let due: Vec<PartitionId> = self.held.iter().filter(is_due).map(|(partition, _)| *partition).collect();
         if scope != StoreScope::Urgent {
-            let writes = u32::try_from(due.len()).unwrap_or(u32::MAX);
-            self.next_early_store = now + EARLY_INTERVAL.max(EARLY_PAUSE_A_WRITE.saturating_mul(writes));
+            self.next_early_store = now + early_pause(due.len());
         }
         due.chunks(STORES_AT_ONCE).map(|some| self.store_some(some)).fold(Ok(()), Result::and)
     }
@@ -65,15 +62,18 @@ impl ZookeeperGroup {
             match outcome {
                 Ok(StoreOutcome::Stored(version)) => {
                     let held = self.held.get_mut(&partition).expect("held, since it was stored");
-                    self.observers.receipts.note(partition, held.generation, next);
+                    self.observers.receipts.note_store(partition, held.generation, next, &ahead);
                     held.version = version;
                     held.progress.note_stored(next, ahead);
                 }
                 Ok(StoreOutcome::Fenced) => self.end_fenced(partition),
                 Err(error) => {
                     let held = self.held.get_mut(&partition).expect("held, since its store was attempted");
-                    if matches!(error, KeeperError::Unreachable(_)) && held.progress.stored != Some(next) {
-                        held.attempted = Some(next);
+                    if matches!(error, KeeperError::Unreachable(_)) {
+                        held.progress.note_unanswered(next, &ahead);
+                        if held.progress.stored != Some(next) {
+                            held.attempted = Some(next);
+                        }
                     }
                     failure = failure.and(Err(to_reason(error)));
                 }
