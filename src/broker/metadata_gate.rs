@@ -5,10 +5,11 @@
 //!   reached.
 //! - [`gate`]: takes the appends. [`metadata_loop`]: the metadata thread.
 //!
-//! An append to a known topic goes directly to the engine. An append to any other topic waits for the thread
-//! `kafka-metadata` ([`metadata_loop`]), which also checks whether a broker can be reached.
+//! An append to a known topic goes directly to the engine. An append to any other topic, or to a partition that the
+//! topic lacks, waits for the thread `kafka-metadata` ([`metadata_loop`]), which also checks whether a broker can be
+//! reached.
 //!
-//! Invariants: the appends of each topic reach the engine in the order of the calls, since the lock of the table is
+//! Invariants: the appends of each partition reach the engine in the order of the calls, since the lock of the table is
 //! held while one is submitted; the time in the table counts towards an append's timeout; at its deadline an append
 //! fails, whatever the metadata thread waits for.
 
@@ -27,7 +28,9 @@ use crate::supervise::Supervisor;
 use metadata_loop::MetadataLoop;
 
 pub(super) use gate::MetadataGate;
-pub(super) use state::{FailedAppend, GateState, MetadataClient, PendingAppend, ProducerEngine, not_stored};
+pub(super) use state::{
+    FailedAppend, GateState, MetadataClient, PendingAppend, ProducerEngine, TopicAnswer, not_stored,
+};
 
 /// Makes the gate of `engine` and starts the metadata thread. A lookup takes at most `wait`.
 pub(super) fn start<C: Completion, E: ProducerEngine<C>>(

@@ -12,28 +12,27 @@
 //! A topic whose lookup the brokers refuse (no right to describe it) is looked up again after two seconds.
 //!
 //! The partition count of a known topic, and its rules (`topic_rules.rs`), are refreshed every ten seconds, and within
-//! about a second after a message to the topic was refused.
+//! about a second after a message to the topic was refused: those that have been due for longest first, so that none is
+//! passed over. An append to a partition that a known topic lacks waits for such a refresh, because topics grow. All
+//! other appends to the topic go on meanwhile, and nothing known is lost if the refresh fails.
+//!
+//! [`entry`]: what the table has of a topic. `refresh`: what concerns known topics.
+
+mod entry;
+mod refresh;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::entry::{FIRST_PAUSE, KnownTopic, MAX_PAUSE, PendingLookup, Topic};
 use super::AppendFailure;
 use super::topic_rules::TopicRules;
 
 /// Time for which a topic that does not exist is not looked up again.
 const UNKNOWN_FOR: Duration = Duration::from_secs(3);
-/// Time for which a topic whose lookup the brokers refused is not looked up again.
-const REFUSED_FOR: Duration = Duration::from_secs(2);
-/// Age at which the partition count and the rules of a known topic are refreshed.
-const REFRESH_AGE: Duration = Duration::from_secs(10);
-/// The same after a refusal.
-const DOUBTED_AGE: Duration = Duration::from_secs(1);
 /// Time for which brokers must report a topic as missing before it counts as unknown.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
-/// The pause before the second lookup; it doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Limit on the topics in the table beside those that are being looked up; when it is reached, unknown topics are
 /// evicted first.
 const MAX_TOPICS: usize = 10_000;
@@ -51,6 +50,8 @@ pub(super) struct TopicTable<W> {
     lookup_count: usize,
     /// Those of them whose topic a broker reported as missing.
     missed_count: usize,
+    /// Number of known topics with items that wait for a refresh.
+    awaited_count: usize,
     waiting_count: usize,
     max_waiting: usize,
     /// Until then the table is full of known topics, so that no entry is looked for that could be evicted.
@@ -63,35 +64,6 @@ pub(super) struct TopicTable<W> {
 pub(super) trait HasDeadline {
     /// Returns the deadline.
     fn deadline(&self) -> Instant;
-}
-
-enum Topic<W> {
-    Known(KnownTopic),
-    Unknown { until: Instant },
-    Refused { until: Instant, kind: AppendFailure, reason: Arc<str> },
-    Pending(PendingLookup<W>),
-}
-
-struct KnownTopic {
-    partition_count: i32,
-    /// When the partition count was read, and when it is read again.
-    since: Instant,
-    refresh_at: Instant,
-    rules: TopicRules,
-    /// When the rules were read, and when they are read again.
-    rules_since: Instant,
-    rules_at: Instant,
-}
-
-struct PendingLookup<W> {
-    since: Instant,
-    next: Instant,
-    pause: Duration,
-    /// Whether the topic was known before.
-    known_before: bool,
-    /// Whether a broker reported the topic as missing.
-    missed: bool,
-    waiting: Vec<W>,
 }
 
 /// The entry of the table for a topic.
@@ -125,33 +97,14 @@ pub(super) enum LookupAnswer {
 /// The result of all lookups of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum LookupResult {
-    /// The topic exists with this number of partitions.
-    Exists(i32),
+    /// The topic exists with this number of partitions and these rules.
+    Exists(i32, TopicRules),
     /// The topic does not exist.
     Unknown,
     /// No broker answered, for this reason.
     Unreachable(String),
     /// The brokers refused the lookup, for this reason.
     Refused(AppendFailure, String),
-}
-
-impl KnownTopic {
-    fn new(partition_count: i32, now: Instant) -> Self {
-        let (rules, refresh_at) = (TopicRules::UNKNOWN, now + REFRESH_AGE);
-        KnownTopic { partition_count, since: now, refresh_at, rules, rules_since: now, rules_at: now }
-    }
-}
-
-impl<W> Topic<W> {
-    fn refused(kind: AppendFailure, reason: &str, now: Instant) -> Self {
-        Topic::Refused { until: now + REFUSED_FOR, kind, reason: Arc::from(reason) }
-    }
-}
-
-impl<W> PendingLookup<W> {
-    fn new(known_before: bool, waiting: Vec<W>, now: Instant) -> Self {
-        PendingLookup { since: now, next: now, pause: FIRST_PAUSE, known_before, missed: false, waiting }
-    }
 }
 
 impl<W> TopicTable<W> {
@@ -161,6 +114,7 @@ impl<W> TopicTable<W> {
             topics: HashMap::new(),
             lookup_count: 0,
             missed_count: 0,
+            awaited_count: 0,
             waiting_count: 0,
             max_waiting,
             full_until: None,
@@ -168,13 +122,15 @@ impl<W> TopicTable<W> {
         }
     }
 
-    /// Returns the entry of `topic` for an append to `partition`. A partition that a known topic lacks causes a lookup,
-    /// because topics grow.
+    /// Returns the entry of `topic` for an append to `partition`. A partition that a known topic lacks must be looked
+    /// up, unless the topic was refreshed a short while ago.
     pub(super) fn known(&self, topic: &str, partition: Option<i32>, now: Instant) -> Known {
         match self.topics.get(topic) {
             Some(Topic::Known(topic)) => {
                 let is_missing = partition.is_some_and(|partition| partition >= topic.partition_count);
-                match is_missing && now.duration_since(topic.since) > UNKNOWN_FOR {
+                let is_old = now.duration_since(topic.since) > UNKNOWN_FOR;
+                // Behind others that wait for a missing partition an append waits, too: that keeps the order.
+                match is_missing && (is_old || topic.is_awaited()) {
                     true => Known::NeedsLookup,
                     false => Known::Yes(topic.partition_count, topic.rules),
                 }
@@ -185,22 +141,28 @@ impl<W> TopicTable<W> {
         }
     }
 
-    /// Adds an item that waits for the lookup of `topic`; returns it if the table has no room.
+    /// Adds an item that waits for the lookup of `topic`, or for the refresh of a known topic; returns it if the table
+    /// has no room.
     pub(super) fn add(&mut self, topic: &Arc<str>, waiting: W, now: Instant) -> Result<(), W> {
         if self.waiting_count >= self.max_waiting {
             return Err(waiting);
         }
-        if let Some(Topic::Pending(lookup)) = self.topics.get_mut(topic) {
-            lookup.waiting.push(waiting);
-        } else {
-            if self.lookup_count - self.missed_count >= MAX_LOOKUPS {
-                return Err(waiting);
+        match self.topics.get_mut(topic) {
+            Some(Topic::Pending(lookup)) => lookup.waiting.push(waiting),
+            Some(Topic::Known(known)) => {
+                self.awaited_count += usize::from(!known.is_awaited());
+                known.refresh_at = known.refresh_at.min(now);
+                known.waiting.push(waiting);
             }
-            self.make_room(now);
-            let known_before = matches!(self.topics.get(topic), Some(Topic::Known(_)));
-            let lookup = PendingLookup::new(known_before, vec![waiting], now);
-            self.topics.insert(Arc::clone(topic), Topic::Pending(lookup));
-            self.lookup_count += 1;
+            Some(Topic::Unknown { .. } | Topic::Refused { .. }) | None => {
+                if self.lookup_count - self.missed_count >= MAX_LOOKUPS {
+                    return Err(waiting);
+                }
+                self.make_room(now);
+                let lookup = PendingLookup::new(None, vec![waiting], now);
+                self.topics.insert(Arc::clone(topic), Topic::Pending(lookup));
+                self.lookup_count += 1;
+            }
         }
         self.waiting_count += 1;
         Ok(())
@@ -241,12 +203,15 @@ impl<W> TopicTable<W> {
         let Some((name, Topic::Pending(lookup))) = self.topics.get_key_value(topic) else { return None };
         let waited = now.duration_since(lookup.since);
         // A broker that has just started reports existing topics as missing for a while.
-        let unknown_after =
-            if lookup.known_before { self.max_lookup_time } else { UNKNOWN_AFTER.min(self.max_lookup_time) };
-        let too_many_missed = !lookup.known_before && !lookup.missed && self.missed_count >= MAX_MISSED;
+        let rules_before = lookup.rules_before;
+        let unknown_after = match rules_before {
+            Some(_) => self.max_lookup_time,
+            None => UNKNOWN_AFTER.min(self.max_lookup_time),
+        };
+        let too_many_missed = rules_before.is_none() && !lookup.missed && self.missed_count >= MAX_MISSED;
         let name = Arc::clone(name);
         let result = match answer {
-            LookupAnswer::Exists(partition_count) => LookupResult::Exists(partition_count),
+            LookupAnswer::Exists(count) => LookupResult::Exists(count, rules_before.unwrap_or(TopicRules::UNKNOWN)),
             LookupAnswer::DoesNotExist if waited >= unknown_after || too_many_missed => LookupResult::Unknown,
             LookupAnswer::NotYet if waited >= self.max_lookup_time => {
                 LookupResult::Unreachable("the topic is being created or has no leader yet".to_owned())
@@ -259,14 +224,14 @@ impl<W> TopicTable<W> {
             }
         };
         let entry = match &result {
-            LookupResult::Exists(partition_count) => Some(Topic::Known(KnownTopic::new(*partition_count, now))),
+            LookupResult::Exists(count, rules) => Some(Topic::Known(KnownTopic::new(*count, *rules, now))),
             // A table that is full of known topics remembers no other names.
             _ if self.topics.len() > MAX_TOPICS => None,
             LookupResult::Unknown => Some(Topic::Unknown { until: now + UNKNOWN_FOR }),
             LookupResult::Refused(kind, reason) => Some(Topic::refused(*kind, reason, now)),
             LookupResult::Unreachable(_) => None,
         };
-        if matches!(result, LookupResult::Exists(_)) {
+        if matches!(result, LookupResult::Exists(..)) {
             self.evict_known(topic);
         }
         let before = match entry {
@@ -290,75 +255,19 @@ impl<W> TopicTable<W> {
         }
     }
 
-    /// Returns at most `max` known topics whose partition count must be refreshed.
-    pub(super) fn stale_topics(&self, max: usize, now: Instant) -> Vec<Arc<str>> {
-        self.known_topics(max, |topic| topic.refresh_at <= now)
-    }
-
-    /// Returns at most `max` known topics whose rules must be read.
-    pub(super) fn topics_with_stale_rules(&self, max: usize, now: Instant) -> Vec<Arc<str>> {
-        self.known_topics(max, |topic| topic.rules_at <= now)
-    }
-
-    fn known_topics(&self, max: usize, is_wanted: impl Fn(&KnownTopic) -> bool) -> Vec<Arc<str>> {
-        let is_wanted = |topic: &Topic<W>| matches!(topic, Topic::Known(topic) if is_wanted(topic));
-        let wanted = self.topics.iter().filter(|(_, topic)| is_wanted(topic));
-        wanted.map(|(name, _)| Arc::clone(name)).take(max).collect()
-    }
-
-    /// Handles the answer to the refresh of a known topic.
-    pub(super) fn refreshed(&mut self, topic: &str, answer: LookupAnswer, now: Instant) {
-        let Some(entry) = self.topics.get_mut(topic) else { return };
-        let Topic::Known(known) = entry else { return };
-        (known.since, known.refresh_at) = (now, now + REFRESH_AGE);
-        match answer {
-            LookupAnswer::Exists(count) => known.partition_count = count,
-            // The right to write includes the right to describe: without the latter, the former is missing as well.
-            LookupAnswer::Refused(kind, reason) => *entry = Topic::refused(kind, &reason, now),
-            LookupAnswer::DoesNotExist | LookupAnswer::NotYet | LookupAnswer::Unreachable(_) => {}
-        }
-    }
-
-    /// Sets the rules of a known topic; `None` if they could not be read, so that the earlier ones stay.
-    pub(super) fn set_rules(&mut self, topic: &str, rules: Option<TopicRules>, now: Instant) {
-        if let Some(Topic::Known(known)) = self.topics.get_mut(topic) {
-            known.rules = rules.unwrap_or(known.rules);
-            (known.rules_since, known.rules_at) = (now, now + REFRESH_AGE);
-        }
-    }
-
-    /// A message to a known topic was refused: refreshes it within about a second.
-    pub(super) fn doubt(&mut self, topic: &str) {
-        if let Some(Topic::Known(known)) = self.topics.get_mut(topic) {
-            known.refresh_at = known.refresh_at.min(known.since + DOUBTED_AGE);
-            known.rules_at = known.rules_at.min(known.rules_since + DOUBTED_AGE);
-        }
-    }
-
-    /// Looks a known topic up again, because an engine found it missing; new items wait for the result.
-    pub(super) fn invalidate(&mut self, topic: &str, now: Instant) {
-        if let Some(known @ Topic::Known(_)) = self.topics.get_mut(topic) {
-            *known = Topic::Pending(PendingLookup::new(true, Vec::new(), now));
-            self.lookup_count += 1;
-        }
-    }
-
     /// Returns all waiting items, when the producer closes.
     pub(super) fn drain(&mut self) -> Vec<W> {
-        let waiting = self.topics.values_mut().flat_map(|topic| match topic {
-            Topic::Pending(lookup) => std::mem::take(&mut lookup.waiting),
-            Topic::Known(_) | Topic::Unknown { .. } | Topic::Refused { .. } => Vec::new(),
-        });
-        let waiting = waiting.collect();
-        self.waiting_count = 0;
+        let waiting = self.topics.values_mut().filter_map(Topic::waiting_mut).flat_map(std::mem::take).collect();
+        (self.waiting_count, self.awaited_count) = (0, 0);
         waiting
     }
 
     /// Evicts another known topic if the table is too large. Only a topic that exists can have this effect.
     fn evict_known(&mut self, topic: &str) {
         if self.topics.len() > MAX_TOPICS {
-            let is_other =
-                |(name, entry): &(&Arc<str>, &Topic<W>)| ***name != *topic && matches!(entry, Topic::Known(_));
+            let is_other = |(name, entry): &(&Arc<str>, &Topic<W>)| {
+                ***name != *topic && matches!(entry, Topic::Known(known) if !known.is_awaited())
+            };
             if let Some(name) = self.topics.iter().find(is_other).map(|(name, _)| Arc::clone(name)) {
                 self.topics.remove(&name);
             }
@@ -393,20 +302,19 @@ impl<W: HasDeadline> TopicTable<W> {
         if self.waiting_count == 0 {
             return None;
         }
-        let first = |topic: &Topic<W>| match topic {
-            Topic::Pending(lookup) => lookup.waiting.iter().map(HasDeadline::deadline).min(),
-            Topic::Known(_) | Topic::Unknown { .. } | Topic::Refused { .. } => None,
-        };
-        self.topics.values().filter_map(first).min()
+        let waiting = self.topics.values().filter_map(Topic::waiting);
+        waiting.flatten().map(HasDeadline::deadline).min()
     }
 
     /// Removes and returns the items whose deadline is not after `now`.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<W> {
         let mut expired = Vec::new();
         for topic in self.topics.values_mut() {
-            if let Topic::Pending(lookup) = topic {
-                expired.extend(lookup.waiting.extract_if(.., |waiting| waiting.deadline() <= now));
+            let was_awaited = topic.is_awaited();
+            if let Some(waiting) = topic.waiting_mut() {
+                expired.extend(waiting.extract_if(.., |waiting| waiting.deadline() <= now));
             }
+            self.awaited_count -= usize::from(was_awaited && !topic.is_awaited());
         }
         self.waiting_count -= expired.len();
         expired

@@ -28,7 +28,7 @@ const MIN_ATTEMPT: Duration = Duration::from_millis(100);
 /// Longest name of a topic.
 pub(super) const MAX_TOPIC_NAME_BYTES: usize = 249;
 /// Upper bound of the topics or groups of a request, which bounds its size and that of the response.
-const MAX_NAMES: usize = 2_000;
+pub(super) const MAX_NAMES: usize = 2_000;
 /// Longest string of the protocol.
 pub(super) const MAX_STRING_BYTES: usize = i16::MAX as usize;
 /// Upper bound of the addresses in an error text.

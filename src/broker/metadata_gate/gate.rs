@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::reachability::Reachability;
-use super::state::{FailedAppend, GateState, PendingAppend, ProducerEngine, Waiting, not_stored};
+use super::state::{FailedAppend, GateState, PendingAppend, ProducerEngine, TopicAnswer, Waiting, not_stored};
 use crate::broker::topic_rules::TopicRules;
 use crate::broker::topics::{Known, LookupAnswer, LookupResult, TopicTable};
 use crate::broker::{Acks, AppendError, AppendFailure, Completion, Header, ProducerConfig, Record};
@@ -13,6 +13,8 @@ use crate::locks::lock;
 
 /// Upper bound of the bytes that headers of batch and record add to a message that has at most 100 headers.
 const MAX_RECORD_OVERHEAD_BYTES: usize = 2048;
+/// Number of refreshed topics for which the table is locked at a time, since appends wait for the lock.
+const MAX_REFRESHED_UNDER_LOCK: usize = 64;
 
 /// The gate of a producer whose engine is `E`.
 pub(in crate::broker) struct MetadataGate<C: Completion, E> {
@@ -153,13 +155,35 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
 
     /// Handles the answer to a lookup: submits or fails the appends that waited for the result.
     pub(super) fn handle_answer(&self, topic: &str, answer: LookupAnswer) {
-        let mut failed = Vec::new();
         let mut topics = self.state.write_topics();
         let Some((result, waiting)) = topics.answer(topic, answer, Instant::now()) else { return };
-        for waiting in waiting {
+        let failed = self.release(topic, &result, waiting);
+        drop(topics);
+        fail_all(failed);
+    }
+
+    /// Handles the answers to the refresh of known topics, in the same way.
+    pub(super) fn handle_refreshed(&self, answers: &[TopicAnswer]) {
+        for some in answers.chunks(MAX_REFRESHED_UNDER_LOCK) {
+            let (mut failed, now) = (Vec::new(), Instant::now());
+            let mut topics = self.state.write_topics();
+            for (topic, answer) in some {
+                if let Some((result, waiting)) = topics.refreshed(topic, answer.clone(), now) {
+                    failed.extend(self.release(topic, &result, waiting));
+                }
+            }
+            drop(topics);
+            fail_all(failed);
+        }
+    }
+
+    /// Submits the appends that waited for a topic, or returns them with their errors. The caller holds the lock of the
+    /// table, which keeps the order.
+    fn release(&self, topic: &str, result: &LookupResult, waiting: Vec<Waiting<C>>) -> Vec<FailedAppend<C>> {
+        let submit = |waiting: Waiting<C>| {
             let append = waiting.into_append();
-            let submitted = match &result {
-                LookupResult::Exists(partition_count) => self.submit(append, *partition_count, &TopicRules::UNKNOWN),
+            let submitted = match result {
+                LookupResult::Exists(partition_count, rules) => self.submit(append, *partition_count, rules),
                 LookupResult::Unknown => Err(unknown_topic(append)),
                 LookupResult::Unreachable(reason) => {
                     let reason = format!("the lookup of topic {topic} failed: {reason}");
@@ -167,12 +191,15 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
                 }
                 LookupResult::Refused(kind, reason) => Err(refused_topic(append, *kind, reason)),
             };
-            failed.extend(submitted.err());
-        }
-        drop(topics);
-        for (completion, error) in failed {
-            completion.complete(Err(error));
-        }
+            submitted.err()
+        };
+        waiting.into_iter().filter_map(submit).collect()
+    }
+}
+
+fn fail_all<C: Completion>(failed: Vec<FailedAppend<C>>) {
+    for (completion, error) in failed {
+        completion.complete(Err(error));
     }
 }
 

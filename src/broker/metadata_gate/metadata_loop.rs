@@ -8,7 +8,7 @@ use crossbeam_channel::{never, select};
 
 use super::gate::MetadataGate;
 use super::reachability::CheckHistory;
-use super::state::{MAX_LOOKUP_TIME, MetadataClient, ProducerEngine};
+use super::state::{MAX_LOOKUP_TIME, MetadataClient, ProducerEngine, TopicAnswer};
 use crate::broker::Completion;
 use crate::broker::topics::LookupAnswer;
 use crate::shutdown::Stop;
@@ -24,11 +24,16 @@ const MIN_CHECK_TIME: Duration = Duration::from_millis(500);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Least pause between two checks.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
-/// Number of topics refreshed at a time.
-const MAX_REFRESHED_AT_ONCE: usize = 16;
-/// Number of topics whose rules are read at a time, and the longest time for it: appends may wait for a lookup.
+/// Bounds of the number of topics that are refreshed at a time. It becomes smaller when no broker answers, because the
+/// response may be too large or take too long.
+const MIN_REFRESHED_AT_ONCE: usize = 16;
+const MAX_REFRESHED_AT_ONCE: usize = 2_000;
+/// Number of topics whose rules are read with one request, and the longest time for all requests of a turn: appends may
+/// wait for a lookup.
 const MAX_RULES_AT_ONCE: usize = 100;
 const MAX_RULES_TIME: Duration = Duration::from_millis(500);
+/// Refreshes take at most this part of the time while lookups are due without a break.
+const REFRESH_SHARE: u32 = 4;
 /// The pauses after rules could not be read.
 const MIN_RULES_PAUSE: Duration = Duration::from_secs(1);
 const MAX_RULES_PAUSE: Duration = Duration::from_secs(60);
@@ -39,6 +44,12 @@ pub(super) struct MetadataLoop<C: Completion, E, M> {
     client: M,
     max_wait: Duration,
     checks: CheckHistory,
+    /// Number of topics that the next refresh names.
+    refresh_count: usize,
+    /// Until then a refresh waits for lookups that are due; the same of the rules. Lookups may be due all the time,
+    /// since anyone can name topics that do not exist.
+    refresh_first_at: Instant,
+    rules_first_at: Instant,
     /// No rules are read earlier.
     next_rules: Instant,
     rules_pause: Duration,
@@ -51,6 +62,9 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             client,
             max_wait: wait.min(MAX_LOOKUP_TIME),
             checks: CheckHistory::default(),
+            refresh_count: MAX_REFRESHED_AT_ONCE,
+            refresh_first_at: Instant::now(),
+            rules_first_at: Instant::now(),
             next_rules: Instant::now(),
             rules_pause: MIN_RULES_PAUSE,
         }
@@ -72,16 +86,14 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
                 next_check = (started + CHECK_INTERVAL).max(Instant::now() + MIN_PAUSE);
             }
             self.look_up_topics();
-            if !stop.is_triggered() {
+            if stop.is_triggered() {
+                self.refresh_awaited();
+            } else {
                 self.gate.state.apply_doubted();
                 self.refresh_topics();
                 self.read_rules();
             }
-            let next = {
-                let topics = self.gate.state.read_topics();
-                [topics.next_due(), topics.next_deadline()].into_iter().flatten().min()
-            };
-            let next = next.map_or(next_check, |next| next.min(next_check));
+            let next = self.next_turn().map_or(next_check, |next| next.min(next_check));
             select! {
                 recv(self.gate.state.woken) -> _ => {},
                 recv(stopped) -> _ => {},
@@ -104,33 +116,71 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
         self.gate.reachability.set(outcome, self.checks.is_unreachable(Instant::now()));
     }
 
-    /// Refreshes the partition counts of some known topics. Appends to these topics do not wait for it.
-    fn refresh_topics(&mut self) {
-        let stale = self.gate.state.read_topics().stale_topics(MAX_REFRESHED_AT_ONCE, Instant::now());
-        for topic in stale {
-            if self.must_look_up_first() {
-                return;
-            }
-            let answer = self.client.refresh(&topic, self.lookup_time());
-            if matches!(answer, LookupAnswer::Unreachable(_)) {
-                // The lookups of the other topics would fail as well, one after another.
-                return;
-            }
-            self.gate.state.write_topics().refreshed(&topic, answer, Instant::now());
+    /// Returns when lookups are due, or appends reach their deadlines.
+    fn next_turn(&self) -> Option<Instant> {
+        let topics = self.gate.state.read_topics();
+        let awaited = topics.has_awaited().then(Instant::now);
+        [awaited, topics.next_due(), topics.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// Refreshes the topics for whose new partitions appends wait, with others whose refresh is due.
+    fn refresh_awaited(&mut self) {
+        if self.gate.state.read_topics().has_awaited() {
+            self.refresh_some();
         }
     }
 
-    /// Reads the rules of some known topics. Appends to these topics do not wait for it.
-    fn read_rules(&mut self) {
-        let now = Instant::now();
-        if now < self.next_rules || self.must_look_up_first() {
-            return;
+    /// Refreshes the partition counts of known topics. Appends to partitions that are known do not wait for it.
+    fn refresh_topics(&mut self) {
+        let is_awaited = self.gate.state.read_topics().has_awaited();
+        if is_awaited || !self.must_look_up_first(self.refresh_first_at) {
+            self.refresh_some();
         }
-        let topics = self.gate.state.read_topics().topics_with_stale_rules(MAX_RULES_AT_ONCE, now);
+    }
+
+    fn refresh_some(&mut self) {
+        let (wait, started) = (self.lookup_time(), Instant::now());
+        let topics = self.gate.state.read_topics().stale_topics(self.refresh_count, started);
         if topics.is_empty() {
             return;
         }
+        let outcome = self.client.refresh(&topics, wait);
+        self.refresh_first_at = next_share(started);
+        match outcome {
+            Ok(answers) => {
+                self.refresh_count = (self.refresh_count * 2).min(MAX_REFRESHED_AT_ONCE);
+                self.gate.handle_refreshed(&answers);
+            }
+            // Appends with later deadlines may still get an answer.
+            Err(_) if wait < self.max_wait && started.elapsed() >= wait => self.gate.expire(Instant::now()),
+            Err(reason) => {
+                self.refresh_count = (self.refresh_count / 2).max(MIN_REFRESHED_AT_ONCE);
+                let unreachable = |topic| (topic, LookupAnswer::Unreachable(reason.clone()));
+                let answers: Vec<TopicAnswer> = topics.into_iter().map(unreachable).collect();
+                self.gate.handle_refreshed(&answers);
+            }
+        }
+    }
+
+    /// Reads the rules of known topics. Appends to these topics do not wait for it.
+    fn read_rules(&mut self) {
+        let started = Instant::now();
+        while Instant::now() >= self.next_rules
+            && started.elapsed() < MAX_RULES_TIME
+            && !self.must_look_up_first(self.rules_first_at)
+            && self.read_some_rules()
+        {}
+    }
+
+    /// Reads the rules of some known topics; returns whether there were any.
+    fn read_some_rules(&mut self) -> bool {
+        let started = Instant::now();
+        let topics = self.gate.state.read_topics().topics_with_stale_rules(MAX_RULES_AT_ONCE, started);
+        if topics.is_empty() {
+            return false;
+        }
         let found = self.client.rules(&topics, self.max_wait.min(MAX_RULES_TIME));
+        self.rules_first_at = next_share(started);
         if found.is_empty() {
             // Brokers that do not describe configs in time do not receive the request in each turn.
             self.next_rules = Instant::now() + self.rules_pause;
@@ -146,11 +196,14 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             }
             self.gate.state.write_topics().set_rules(&topic, rules, now);
         }
+        true
     }
 
-    /// Whether appends wait for a lookup that is due, or no broker responds.
-    fn must_look_up_first(&self) -> bool {
-        self.checks.has_failed() || self.gate.state.read_topics().next_due().is_some_and(|due| due <= Instant::now())
+    /// Whether no broker responds, or appends wait for a lookup that is due; from `first_at` on only the former.
+    fn must_look_up_first(&self, first_at: Instant) -> bool {
+        let now = Instant::now();
+        let is_due = || self.gate.state.read_topics().next_due().is_some_and(|due| due <= now);
+        self.checks.has_failed() || (now < first_at && is_due())
     }
 
     /// Returns the longest time of the next lookup: less if an append has an earlier deadline.
@@ -196,4 +249,10 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
         }
         self.gate.expire(Instant::now());
     }
+}
+
+/// Returns when the next refresh need not wait for lookups, if the latest one began at `started`.
+fn next_share(started: Instant) -> Instant {
+    let now = Instant::now();
+    now + (now.saturating_duration_since(started) * REFRESH_SHARE).max(CHECK_INTERVAL)
 }

@@ -15,6 +15,8 @@ use crate::locks::{lock, read, write};
 
 /// Longest time of one lookup.
 pub(super) const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
+/// Longest time for which topics are refreshed one by one.
+const MAX_REFRESH_TIME: Duration = Duration::from_millis(500);
 
 /// An engine that appends.
 pub(in crate::broker) trait ProducerEngine<C: Completion>: Send + Sync + 'static {
@@ -30,6 +32,9 @@ pub(in crate::broker) trait ProducerEngine<C: Completion>: Send + Sync + 'static
     fn set_rules(&self, _topic: &Arc<str>, _rules: TopicRules) {}
 }
 
+/// A topic, and the answer to its lookup.
+pub(in crate::broker) type TopicAnswer = (Arc<str>, LookupAnswer);
+
 /// A client for metadata requests. Used by one thread; it reconnects by itself.
 pub(in crate::broker) trait MetadataClient: Send + 'static {
     /// Fails, with the reason, if no broker answers within `wait`.
@@ -38,10 +43,24 @@ pub(in crate::broker) trait MetadataClient: Send + 'static {
     /// Looks a topic up; returns within `wait`. Brokers may create a topic that does not exist.
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
 
-    /// Looks a known topic up, for new partitions; returns within `wait`. A client that can look up without creating
-    /// does so, so that a deleted topic does not come back.
-    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
-        self.look_up(topic, wait)
+    /// Looks known topics up, for new partitions; returns within `wait`. The result lacks the topics for which the time
+    /// was too short. Fails, with the reason, if no broker answers. A client that can look up without creating does so,
+    /// so that a deleted topic does not come back.
+    fn refresh(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String> {
+        let until = Instant::now() + wait.min(MAX_REFRESH_TIME);
+        let mut answers = Vec::new();
+        for topic in topics {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            match self.look_up(topic, left) {
+                LookupAnswer::Unreachable(reason) if answers.is_empty() => return Err(reason),
+                LookupAnswer::Unreachable(_) => break,
+                answer => answers.push((Arc::clone(topic), answer)),
+            }
+        }
+        Ok(answers)
     }
 
     /// Reads the rules of topics; returns within `wait`. The result lacks the topics whose rules cannot be read.

@@ -1,4 +1,6 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, Weak};
 use std::time::Instant;
 
 use super::*;
@@ -132,6 +134,84 @@ fn appends_to_many_topics_fail_in_time_although_the_brokers_are_slow() {
     }
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     assert!(gate.topic_lookups() < 20, "a topic for which no append waits is not looked up");
+    gate.close();
+    group.stop().trigger();
+    assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);
+}
+
+/// Brokers in front of which a lookup is always due: each lookup of a name that does not exist brings further ones.
+#[derive(Clone, Default)]
+struct Flooded {
+    gate: Arc<OnceLock<Weak<MetadataGate<Report, Stores>>>>,
+    names: Arc<AtomicU64>,
+    refreshed: Arc<Mutex<Option<crossbeam_channel::Sender<Vec<Arc<str>>>>>>,
+}
+
+impl MetadataClient for Flooded {
+    fn check_reachable(&mut self, _: Duration) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn look_up(&mut self, topic: &str, _: Duration) -> LookupAnswer {
+        if topic == "t" {
+            return LookupAnswer::Exists(1);
+        }
+        let gate = self.gate.get().and_then(Weak::upgrade).expect("the gate exists");
+        for _ in 0..2 {
+            let name = format!("made-up{}", self.names.fetch_add(1, Ordering::Relaxed));
+            append(&gate, &name, None, Box::new(|_| {}));
+        }
+        LookupAnswer::DoesNotExist
+    }
+
+    fn refresh(&mut self, topics: &[Arc<str>], _: Duration) -> Result<Vec<TopicAnswer>, String> {
+        if let Some(refreshed) = crate::locks::lock(&self.refreshed).take() {
+            refreshed.send(topics.to_vec()).expect("the test receives");
+        }
+        Ok(topics.iter().map(|topic| (Arc::clone(topic), LookupAnswer::Exists(1))).collect())
+    }
+
+    fn rules(&mut self, topics: &[Arc<str>], wait: Duration) -> HashMap<Arc<str>, TopicRules> {
+        Compacted.rules(topics, wait)
+    }
+}
+
+fn append<E: ProducerEngine<Report>>(gate: &MetadataGate<Report, E>, topic: &str, partition: Option<i32>, to: Report) {
+    let (topic, value) = (Arc::from(topic), Some(b"v".to_vec()));
+    let record = Record { topic, partition, key: None, value, headers: Vec::new(), timestamp_ms: None };
+    gate.append(record, Acks::Leader, to);
+}
+
+#[test]
+fn known_topics_are_refreshed_although_names_that_do_not_exist_are_looked_up_all_the_time() {
+    let config = ProducerConfig {
+        partitioner: PartitionerKind::Fnv1a,
+        max_message_bytes: 10,
+        max_in_flight: 10_000,
+        timeout: Duration::from_secs(30),
+    };
+    let group = Supervisor::new("t", Stop::new());
+    let (state, client) = (GateState::new(&config), Flooded::default());
+    let gate = start(Stores, Arc::clone(&state), &config, client.clone(), Duration::from_secs(1), &group);
+    client.gate.set(Arc::downgrade(&gate)).expect("it is set once");
+    let outcome_of = |topic: &str| {
+        let (sender, outcomes) = crossbeam_channel::bounded(1);
+        append(&gate, topic, None, Box::new(move |outcome| sender.send(outcome).expect("the test receives")));
+        outcomes.recv_timeout(Duration::from_secs(30)).expect("it completes")
+    };
+    append(&gate, "made-up", None, Box::new(|_| {}));
+    assert!(outcome_of("t").is_ok());
+    // The rules are read, and after a doubt the partitions are counted.
+    let started = Instant::now();
+    while outcome_of("t").is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(30), "the rules are not read");
+        std::thread::yield_now();
+    }
+    let (sender, refreshed) = crossbeam_channel::bounded(1);
+    *crate::locks::lock(&client.refreshed) = Some(sender);
+    state.doubt(&"t".into());
+    let topics = refreshed.recv_timeout(Duration::from_secs(30)).expect("the topic is not refreshed");
+    assert_eq!(topics, ["t".into()]);
     gate.close();
     group.stop().trigger();
     assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);

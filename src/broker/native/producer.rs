@@ -14,7 +14,7 @@ use super::config;
 use super::connections::connection;
 use super::producer_settings::ProducerSettings;
 use crate::broker::metadata_gate::{
-    self, FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, not_stored,
+    self, FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, TopicAnswer, not_stored,
 };
 use crate::broker::partitioner::partition_of;
 use crate::broker::topic_rules::{CONFIG_NAMES, TopicRules};
@@ -26,7 +26,7 @@ use crate::broker::{
 use crate::kafka::compression::Codec;
 use crate::kafka::connection::Disconnect;
 use crate::kafka::error_code as code;
-use crate::kafka::metadata::{MetadataResponse, MetadataTopics};
+use crate::kafka::metadata::{MetadataResponse, MetadataTopics, TopicMetadata};
 use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
 use crate::kafka::producer::client::{KafkaProducer, ProducerConfig as ClientConfig};
 use crate::kafka::producer::message::{AcksLevel, ProducerMessage};
@@ -353,11 +353,26 @@ impl MetadataClient for NativeMetadata {
     }
 
     fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
-        self.answer(topic, wait, self.auto_create_topics)
+        let (name, deadline) = (Arc::from(topic), Instant::now() + wait);
+        let response = match self.auto_create_topics {
+            true => self.client.request_or_create(&name, deadline),
+            false => self.client.request(MetadataTopics::Names(vec![name]), deadline),
+        };
+        match response {
+            Ok(response) => {
+                (self.sink)(&response);
+                answer(response.topics.iter().find(|found| *found.name == *topic))
+            }
+            Err(error) => LookupAnswer::Unreachable(error.to_string()),
+        }
     }
 
-    fn refresh(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
-        self.answer(topic, wait, false)
+    fn refresh(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String> {
+        let response = self.client.request(MetadataTopics::Names(topics.to_vec()), Instant::now() + wait);
+        let response = response.map_err(|error| error.to_string())?;
+        (self.sink)(&response);
+        let found: HashMap<&str, &TopicMetadata> = response.topics.iter().map(|found| (&*found.name, found)).collect();
+        Ok(topics.iter().map(|topic| (Arc::clone(topic), answer(found.get(&**topic).copied()))).collect())
     }
 
     fn rules(&mut self, topics: &[Arc<str>], wait: Duration) -> HashMap<Arc<str>, TopicRules> {
@@ -382,59 +397,18 @@ impl MetadataClient for NativeMetadata {
     }
 }
 
-impl NativeMetadata {
-    fn answer(&mut self, topic: &str, wait: Duration, may_create: bool) -> LookupAnswer {
-        let (name, deadline) = (Arc::from(topic), Instant::now() + wait);
-        let response = match may_create {
-            true => self.client.request_or_create(&name, deadline),
-            false => self.client.request(MetadataTopics::Names(vec![name]), deadline),
-        };
-        let response = match response {
-            Ok(response) => response,
-            Err(error) => return LookupAnswer::Unreachable(error.to_string()),
-        };
-        (self.sink)(&response);
-        let Some(found) = response.topics.iter().find(|found| *found.name == *topic) else {
-            return LookupAnswer::DoesNotExist;
-        };
-        match found.error_code {
-            code::NONE if found.partitions.is_empty() => LookupAnswer::NotYet,
-            code::NONE => LookupAnswer::Exists(i32::try_from(found.partitions.len()).unwrap_or(i32::MAX)),
-            code::UNKNOWN_TOPIC_OR_PARTITION => LookupAnswer::DoesNotExist,
-            code::LEADER_NOT_AVAILABLE => LookupAnswer::NotYet,
-            error if code::is_retriable(error) => LookupAnswer::NotYet,
-            error => LookupAnswer::Refused(refusal(error), code::name(error).into_owned()),
-        }
+/// Returns the answer that the metadata of a topic gives; `None` is a topic that the response lacks.
+fn answer(found: Option<&TopicMetadata>) -> LookupAnswer {
+    let Some(found) = found else { return LookupAnswer::DoesNotExist };
+    match found.error_code {
+        code::NONE if found.partitions.is_empty() => LookupAnswer::NotYet,
+        code::NONE => LookupAnswer::Exists(i32::try_from(found.partitions.len()).unwrap_or(i32::MAX)),
+        code::UNKNOWN_TOPIC_OR_PARTITION => LookupAnswer::DoesNotExist,
+        code::LEADER_NOT_AVAILABLE => LookupAnswer::NotYet,
+        error if code::is_retriable(error) => LookupAnswer::NotYet,
+        error => LookupAnswer::Refused(refusal(error), code::name(error).into_owned()),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_that_was_deleted_meanwhile_makes_the_topic_doubtful() {
-        for stored in [Stored::No, Stored::Unknown] {
-            let error = rejected(code::UNKNOWN_TOPIC_OR_PARTITION, stored, "t", "", true);
-            assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, stored));
-        }
-        // Nothing else concerns the existence of the topic.
-        let others = [
-            (code::INVALID_RECORD, Stored::No, AppendFailure::Invalid),
-            (code::MESSAGE_TOO_LARGE, Stored::No, AppendFailure::TooLarge),
-            (code::UNKNOWN_SERVER_ERROR, Stored::Unknown, AppendFailure::TimedOut),
-            (code::TOPIC_AUTHORIZATION_FAILED, Stored::No, AppendFailure::NotAuthorized),
-            (code::TOPIC_AUTHORIZATION_FAILED, Stored::Unknown, AppendFailure::TimedOut),
-            (code::CLUSTER_AUTHORIZATION_FAILED, Stored::No, AppendFailure::NotAuthorized),
-            (code::INVALID_TIMESTAMP, Stored::No, AppendFailure::Invalid),
-            (code::CORRUPT_MESSAGE, Stored::No, AppendFailure::Invalid),
-            (code::UNSUPPORTED_VERSION, Stored::No, AppendFailure::Refused),
-        ];
-        for (error, stored, kind) in others {
-            assert_eq!(rejected(error, stored, "t", "", true).kind, kind, "{error}");
-        }
-        // Not the fault of a request without a timestamp.
-        let clock = rejected(code::INVALID_TIMESTAMP, Stored::No, "t", "", false);
-        assert_eq!(clock.kind, AppendFailure::Refused);
-    }
-}
+mod tests;

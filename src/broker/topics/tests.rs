@@ -18,7 +18,11 @@ fn an_item_leaves_at_its_deadline_and_the_others_stay() {
     assert_eq!(topics.expire(at(start, 10)), [(2, at(start, 10))]);
     topics.add(&"v".into(), (4, at(start, 40)), start).expect("the table has room again");
     let result = topics.answer("t", LookupAnswer::Exists(1), start);
-    assert_eq!(result, Some((LookupResult::Exists(1), vec![(1, at(start, 20))])));
+    assert_eq!(result, Some((exists(1), vec![(1, at(start, 20))])));
+    // An item that waits for a partition of a known topic.
+    topics.add(&"t".into(), (5, at(start, 15)), start).expect("the table has room");
+    assert_eq!((topics.next_deadline(), topics.has_awaited()), (Some(at(start, 15)), true));
+    assert_eq!((topics.expire(at(start, 15)), topics.has_awaited()), (vec![(5, at(start, 15))], false));
 }
 
 #[test]
@@ -53,6 +57,11 @@ fn yes(partition_count: i32) -> Known {
     Known::Yes(partition_count, TopicRules::UNKNOWN)
 }
 
+/// The result of lookups of a topic whose rules are not known.
+fn exists(partition_count: i32) -> LookupResult {
+    LookupResult::Exists(partition_count, TopicRules::UNKNOWN)
+}
+
 fn table() -> (TopicTable<u32>, Arc<str>, Instant) {
     (TopicTable::new(3, Duration::from_secs(4)), Arc::from("t"), Instant::now())
 }
@@ -75,7 +84,7 @@ fn a_known_topic_that_is_invalidated_is_looked_up_and_unknown_only_after_the_ful
         "the broker may have just started"
     );
     let second = topics.answer("t", LookupAnswer::Exists(4), at(start, 3_500));
-    assert_eq!(second, Some((LookupResult::Exists(4), vec![2])));
+    assert_eq!(second, Some((exists(4), vec![2])));
 
     topics.invalidate("t", at(start, 4_000));
     let unknown = topics.answer("t", LookupAnswer::DoesNotExist, at(start, 8_000));
@@ -110,7 +119,7 @@ fn items_leave_in_order_when_their_topic_exists() {
     assert_eq!(topics.due(start), []);
     assert_eq!(topics.next_due(), Some(at(start, 50)));
     let result = topics.answer("t", LookupAnswer::Exists(8), at(start, 60));
-    assert_eq!(result, Some((LookupResult::Exists(8), vec![1, 2])));
+    assert_eq!(result, Some((exists(8), vec![1, 2])));
     assert_eq!(topics.known("t", Some(7), at(start, 100)), yes(8));
 }
 
@@ -201,12 +210,123 @@ fn rules_are_read_at_once_then_at_intervals_and_a_second_after_a_refusal() {
     assert!(topics.topics_with_stale_rules(9, at(start, 999)).is_empty() && topics.stale_topics(9, start).is_empty());
     assert_eq!(topics.topics_with_stale_rules(9, at(start, 1_000)), [Arc::clone(&name)]);
     assert_eq!(topics.stale_topics(9, at(start, 1_000)), [name]);
-    // Rules that cannot be read any more stay; those of a topic that is looked up again do not.
+    // Rules that cannot be read any more stay; those of a topic that is looked up again count until they are read.
     topics.set_rules("t", None, at(start, 1_000));
     assert_eq!(topics.known("t", None, at(start, 1_000)), Known::Yes(2, rules));
     topics.invalidate("t", at(start, 2_000));
-    topics.answer("t", LookupAnswer::Exists(2), at(start, 2_000)).expect("a result");
-    assert_eq!(topics.known("t", None, at(start, 2_000)), yes(2));
+    let result = topics.answer("t", LookupAnswer::Exists(2), at(start, 2_000));
+    assert_eq!(result, Some((LookupResult::Exists(2, rules), vec![])));
+    assert_eq!(topics.known("t", None, at(start, 2_000)), Known::Yes(2, rules));
+    assert_eq!(topics.topics_with_stale_rules(9, at(start, 2_000)), ["t".into()]);
+}
+
+/// A table with topics 0 to `count`, known at `start`.
+fn known_topics(count: usize) -> (TopicTable<u32>, Vec<Arc<str>>, Instant) {
+    let (mut topics, _, start) = table();
+    let names: Vec<Arc<str>> = (0..count).map(|number| format!("t{number}").into()).collect();
+    for name in &names {
+        topics.add(name, 1, start).expect("the table has room");
+        topics.answer(name, LookupAnswer::Exists(1), start).expect("a result");
+    }
+    (topics, names, start)
+}
+
+#[test]
+fn each_known_topic_is_refreshed_however_many_there_are() {
+    let (mut topics, names, start) = known_topics(400);
+    let mut refreshed_at: HashMap<Arc<str>, Instant> = names.iter().map(|name| (Arc::clone(name), start)).collect();
+    let mut rules_at = refreshed_at.clone();
+    for second in 1..=60 {
+        let now = at(start, second * 1_000);
+        for name in topics.stale_topics(40, now) {
+            assert_eq!(topics.refreshed(&name, LookupAnswer::Exists(2), now), None);
+            refreshed_at.insert(name, now);
+        }
+        for name in topics.topics_with_stale_rules(40, now) {
+            topics.set_rules(&name, None, now);
+            rules_at.insert(name, now);
+        }
+        let oldest = refreshed_at.values().chain(rules_at.values()).min().expect("there are topics");
+        // The first refreshes of all are due at the same time, and take ten seconds.
+        let limit = Duration::from_secs(if second < 30 { 20 } else { 12 });
+        assert!(now - *oldest <= limit, "after {second} s the oldest is {:?} old", now - *oldest);
+    }
+}
+
+#[test]
+fn topics_that_are_doubted_all_the_time_do_not_keep_others_from_being_refreshed() {
+    let (mut topics, names, start) = known_topics(21);
+    let (other, doubted) = names.split_first().expect("there are topics");
+    let mut latest = start;
+    for second in 1..=60 {
+        let now = at(start, second * 1_000);
+        doubted.iter().for_each(|name| topics.doubt(name));
+        for name in topics.stale_topics(16, now) {
+            topics.refreshed(&name, LookupAnswer::Exists(1), now);
+            latest = if name == *other { now } else { latest };
+        }
+        assert!(now - latest <= Duration::from_secs(13), "after {second} s: {:?}", now - latest);
+    }
+}
+
+#[test]
+fn appends_to_a_missing_partition_wait_for_a_refresh_that_leaves_the_topic_as_it_is() {
+    let (mut topics, name, start) = table();
+    topics.add(&name, 1, start).expect("the table has room");
+    topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
+    let rules = TopicRules::from_configs(&[("cleanup.policy".to_owned(), "compact".to_owned())].into());
+    topics.set_rules("t", Some(rules), start);
+    let now = at(start, 3_001);
+    for (round, answer) in [
+        LookupAnswer::Unreachable("down".to_owned()),
+        LookupAnswer::DoesNotExist,
+        LookupAnswer::NotYet,
+        LookupAnswer::Exists(2),
+        LookupAnswer::Exists(3),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let now = at(now, 4_000 * round as u64);
+        assert_eq!(topics.known("t", Some(2), now), Known::NeedsLookup);
+        topics.add(&name, 7, now).expect("the table has room");
+        topics.add(&name, 8, now).expect("the table has room");
+        // No other append waits, and no lookup is due that could create the topic.
+        assert_eq!(topics.known("t", Some(1), now), Known::Yes(2, rules));
+        assert_eq!((topics.due(now), topics.has_awaited()), (vec![], true));
+        assert_eq!(topics.stale_topics(1, now), [Arc::clone(&name)]);
+        let (result, waiting) = topics.refreshed("t", answer.clone(), now).expect("a result");
+        assert_eq!((waiting, topics.has_awaited(), topics.waiting_count), (vec![7, 8], false, 0));
+        match answer {
+            LookupAnswer::Exists(count) => assert_eq!(result, LookupResult::Exists(count, rules)),
+            _ => assert!(matches!(result, LookupResult::Unreachable(_)), "{result:?}"),
+        }
+        let count = if answer == LookupAnswer::Exists(3) { 3 } else { 2 };
+        assert_eq!(topics.known("t", None, now), Known::Yes(count, rules));
+    }
+}
+
+#[test]
+fn an_append_to_a_missing_partition_stays_behind_those_that_wait_for_it() {
+    let (mut topics, name, start) = table();
+    topics.add(&name, 1, start).expect("the table has room");
+    topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
+    topics.add(&name, 2, at(start, 4_000)).expect("the table has room");
+    assert_eq!(topics.known("t", Some(2), at(start, 4_001)), Known::NeedsLookup);
+    // The topic is found missing: those that wait go on waiting, for the lookup.
+    topics.invalidate("t", at(start, 4_002));
+    assert!(!topics.has_awaited());
+    topics.add(&name, 3, at(start, 4_003)).expect("the table has room");
+    let result = topics.answer("t", LookupAnswer::Exists(3), at(start, 4_004));
+    assert_eq!(result, Some((exists(3), vec![2, 3])));
+    // When the producer closes, and when a refresh is refused.
+    topics.add(&name, 4, at(start, 9_000)).expect("the table has room");
+    assert_eq!((topics.drain(), topics.has_awaited()), (vec![4], false));
+    topics.add(&name, 5, at(start, 9_000)).expect("the table has room");
+    let denied = LookupAnswer::Refused(AppendFailure::NotAuthorized, "no right".to_owned());
+    let (result, waiting) = topics.refreshed("t", denied, at(start, 9_000)).expect("a result");
+    assert_eq!((result, waiting), (LookupResult::Refused(AppendFailure::NotAuthorized, "no right".into()), vec![5]));
+    assert!(matches!(topics.known("t", None, at(start, 9_000)), Known::Refused(..)));
 }
 
 #[test]

@@ -58,6 +58,9 @@ pub struct GroupList {
     pub failures: Vec<OffsetError>,
 }
 
+/// What one broker says of groups: each with its name and its error code.
+type Described<T> = Result<Vec<(String, i16, T)>, ConnectionError>;
+
 impl OffsetReader {
     /// Returns the committed offsets of each group, in the order of `groups`. With `require_stable` a partition with an
     /// offset in an open transaction is retried, and has the error code UNSTABLE_OFFSET_COMMIT if the transaction is
@@ -186,7 +189,7 @@ impl OffsetReader {
         &mut self,
         groups: &[Arc<str>],
         deadline: Instant,
-        request: impl Fn(&mut PooledBroker, &[Arc<str>], Instant) -> Result<Vec<(String, i16, T)>, ConnectionError> + Sync,
+        request: impl Fn(&mut PooledBroker, &[Arc<str>], Instant) -> Described<T> + Sync,
     ) -> Vec<Result<T, OffsetError>> {
         let (names, order) = unique(groups);
         let mut router = self.coordinators.router(&mut self.metadata, &names);
@@ -356,7 +359,7 @@ fn described<T>(
     broker: &PooledBroker,
     names: &[Arc<str>],
     items: &[usize],
-    found: Result<Vec<(String, i16, T)>, ConnectionError>,
+    found: Described<T>,
 ) -> Vec<(usize, Attempt<T>)> {
     let found = match found {
         Ok(found) => found,

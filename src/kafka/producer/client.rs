@@ -59,9 +59,10 @@ impl<M: ProducerMessage> KafkaProducer<M> {
     }
 
     /// Sets the largest batch that a topic accepts (`max.message.bytes`), as it is sent; `usize::MAX` if unknown. With
-    /// acks=0 a larger message is rejected, because a broker would answer it by closing the connection.
+    /// acks=0 a larger message is rejected, because a broker would answer it by closing the connection; and while the
+    /// limit is unknown, batches are small.
     pub fn set_max_batch_bytes(&self, topic: &Arc<str>, max_bytes: usize) {
-        self.shared.set_max_batch_bytes(topic, max_bytes);
+        self.shared.change_limit(topic, |limit| limit.configured_bytes = max_bytes);
     }
 
     /// Calls `handler` with topics that a broker may have refused at acks=0: it closed the connection soon after a

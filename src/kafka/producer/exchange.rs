@@ -13,6 +13,7 @@ use super::outcome::{BatchResult, BrokerId, EndedWithReason};
 use super::response::{FIRST_THROTTLED_PRODUCE, batch_result, reason, throttle_time};
 use super::sender::Sender;
 use super::sender_handle::Activity;
+use super::topic_limit::UNKNOWN_LIMIT_BYTES;
 use crate::kafka::compression::Codec;
 use crate::kafka::connection::{Connection, ConnectionError, ConnectionErrorKind};
 use crate::kafka::error_code;
@@ -33,6 +34,8 @@ struct SentBatch {
     /// Records to encode; `None` for an unchanged retry, whose bytes exist.
     builder: Option<BatchBuilder>,
     bytes: Vec<u8>,
+    /// Size before compression; 0 for an unchanged retry.
+    raw_bytes: usize,
     /// A larger batch is not sent: with acks=0 a broker would answer it by closing the connection.
     max_bytes: usize,
     message_count: usize,
@@ -121,9 +124,7 @@ impl<M: ProducerMessage> Sender<M> {
         ending.end_all(throttled);
         batches.sort_by(|left, right| left.topic.cmp(&right.topic));
         if self.level.acks == AcksLevel::None {
-            let mut topics: Vec<_> = batches.iter().map(|batch| Arc::clone(&batch.topic)).collect();
-            topics.dedup();
-            self.suspects = [topics, std::mem::take(&mut self.suspects[0])];
+            self.suspects = [suspects(&batches), std::mem::take(&mut self.suspects[0])];
         }
         batches
     }
@@ -185,7 +186,8 @@ impl<M: ProducerMessage> Sender<M> {
         let sent_bytes = batches.iter().map(|batch| batch.bytes.len()).sum();
         let mut hints = Vec::new();
         let mut outcomes = Outcomes::new(&response.partitions);
-        let results = batches.iter().map(|batch| self.result_of(batch, &mut outcomes, &mut hints)).collect();
+        let results: Vec<_> = batches.iter().map(|batch| self.result_of(batch, &mut outcomes, &mut hints)).collect();
+        self.learn_limits(&batches, &results);
         // Before the messages end, so that what is appended from then on waits, or is refused.
         self.throttle(throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_PRODUCE), sent_bytes);
         self.apply(batches, results);
@@ -204,9 +206,7 @@ impl<M: ProducerMessage> Sender<M> {
             hints.push((Arc::clone(&batch.topic), outcome.partition, outcome.current_leader));
         }
         let result = batch_result(outcome, self.level.acks);
-        let is_too_large =
-            matches!(outcome.error_code, error_code::MESSAGE_TOO_LARGE | error_code::RECORD_LIST_TOO_LARGE);
-        if is_too_large && batch.message_count > 1 {
+        if is_too_large(outcome.error_code) && batch.message_count > 1 {
             let (topic, partition) = (&batch.topic, batch.partition);
             info!(
                 "a batch exceeded max.message.bytes of topic {topic}: the next ones of partition {partition} are smaller"
@@ -215,6 +215,23 @@ impl<M: ProducerMessage> Sender<M> {
         let is_stored = matches!(result, BatchResult::Stored(_));
         let reason = (!is_stored).then(|| Arc::from(format!("broker {broker}: {}", reason(outcome))));
         (result, reason)
+    }
+
+    /// Notes which batch sizes the topics accept, for acks=0.
+    fn learn_limits(&self, batches: &[SentBatch], results: &[ResultWithReason]) {
+        let is_compressed = self.shared.config.codec != Codec::None;
+        for (SentBatch { topic, raw_bytes, message_count, .. }, (result, _)) in batches.iter().zip(results) {
+            match result {
+                // Of a batch that was compressed well nothing follows for others.
+                BatchResult::Stored(_) if *raw_bytes > UNKNOWN_LIMIT_BYTES && !is_compressed => {
+                    self.shared.change_limit(topic, |limit| limit.record_stored(*raw_bytes));
+                }
+                BatchResult::TooLarge(code) if is_too_large(*code) && *message_count > 1 && *raw_bytes > 0 => {
+                    self.shared.change_limit(topic, |limit| limit.record_refused(*raw_bytes, Instant::now()));
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Applies the results of all batches under one lock, then ends the messages.
@@ -242,6 +259,11 @@ impl<M: ProducerMessage> Sender<M> {
     }
 }
 
+/// Whether this error code refuses a batch because of its size.
+fn is_too_large(error: i16) -> bool {
+    matches!(error, error_code::MESSAGE_TOO_LARGE | error_code::RECORD_LIST_TOO_LARGE)
+}
+
 /// Copies the records of a batch into a builder; `bytes` are those of an unchanged retry. The caller holds the lock of
 /// the level.
 fn sent_batch<M: ProducerMessage>(
@@ -262,7 +284,7 @@ fn sent_batch<M: ProducerMessage>(
         }
         builder
     });
-    let bytes = bytes.unwrap_or_default();
+    let (bytes, raw_bytes) = (bytes.unwrap_or_default(), builder.as_ref().map_or(0, BatchBuilder::encoded_bytes));
     SentBatch {
         sending,
         topic,
@@ -270,10 +292,18 @@ fn sent_batch<M: ProducerMessage>(
         producer,
         builder,
         bytes,
+        raw_bytes,
         max_bytes: usize::MAX,
         message_count,
         last_deadline,
     }
+}
+
+/// Returns the topics of a request, sorted, with their largest batch of several messages.
+fn suspects(batches: &[SentBatch]) -> Vec<(Arc<str>, usize)> {
+    let size = |batch: &SentBatch| if batch.message_count > 1 { batch.raw_bytes } else { 0 };
+    let of_topic = batches.chunk_by(|left, right| left.topic == right.topic);
+    of_topic.map(|group| (Arc::clone(&group[0].topic), group.iter().map(size).max().unwrap_or(0))).collect()
 }
 
 /// Returns the failure of a request that could not be sent, or only in part.

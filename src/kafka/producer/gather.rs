@@ -25,8 +25,8 @@
 //!   that puts it there returns the leader, so that the caller can wake the sender of that broker.
 //!
 //! Cost: [`Gather::append`] takes constant time; the other calls take time for the messages that they send or end, and
-//! logarithmic time for each of their partitions. Memory grows with the messages that have not ended, and with the
-//! partitions and brokers ever named.
+//! logarithmic time for each of their partitions. Memory grows with the messages that have not ended, with the
+//! partitions that were not removed, and with the brokers ever named.
 //!
 //! The caller guarantees:
 //!
@@ -36,6 +36,8 @@
 //!   later deadline may end as late as that one.
 //! - A producer id is given to [`Gather::set_producer`] once.
 //! - [`Gather::take`] is not called while the broker is unreachable or has throttled the client.
+
+mod removal;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -84,6 +86,8 @@ pub struct Gather<K, M> {
     limits: Limits,
     partitions: Vec<Partition<M>>,
     by_name: HashMap<K, PartitionIndex>,
+    /// Indexes of removed partitions, for new ones.
+    free: Vec<PartitionIndex>,
     schedule: Schedule,
     /// Earliest deadlines, at least one entry for each partition with messages; see [`Partition::indexed_deadline`]. An
     /// entry with another time than the partition states is stale.
@@ -115,6 +119,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
             },
             partitions: Vec::new(),
             by_name: HashMap::new(),
+            free: Vec::new(),
             schedule: Schedule::default(),
             deadlines: BinaryHeap::new(),
             producer: None,
@@ -128,9 +133,9 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
 
     /// Returns the index of the partition with this name; adds the partition if the name is new.
     pub fn partition(&mut self, name: K) -> PartitionIndex {
-        let next = PartitionIndex(self.partitions.len());
+        let next = self.free.last().copied().unwrap_or(PartitionIndex(self.partitions.len()));
         let index = *self.by_name.entry(name).or_insert(next);
-        if index == next {
+        if index == next && self.free.pop().is_none() {
             self.partitions.push(Partition::new());
             self.schedule.add_partition();
         }

@@ -1,9 +1,10 @@
 //! The leader of each partition, according to the latest metadata.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::topic_limit::TopicLimit;
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::error_code;
 use crate::kafka::metadata::{BrokerId, MetadataResponse, PartitionMetadata, TopicId, TopicMetadata};
@@ -13,6 +14,9 @@ use crate::kafka::produce::NodeAddress;
 /// (before 2.8) do not show that a topic was recreated, and its epochs begin again.
 const DISBELIEF_TIME: Duration = Duration::from_secs(5);
 
+/// A topic that is not used is forgotten after brokers have reported it as missing for this long.
+const MISSING_FOR: Duration = Duration::from_secs(60);
+
 /// A partition whose leader a Produce response names: topic, partition, and the leader with its epoch.
 pub(super) type LeaderHint = (Arc<str>, i32, Option<(BrokerId, i32)>);
 
@@ -21,14 +25,13 @@ pub(super) type LeaderHint = (Arc<str>, i32, Option<(BrokerId, i32)>);
 pub(super) struct ClusterView {
     brokers: HashMap<BrokerId, BrokerAddress>,
     topics: HashMap<Arc<str>, TopicLeaders>,
+    /// Known topics that brokers report as missing, and since when.
+    missing: HashMap<Arc<str>, Instant>,
 }
 
 struct TopicLeaders {
     id: Option<TopicId>,
-    /// Largest batch that the topic accepts, as it is sent; `usize::MAX` if unknown.
-    max_batch_bytes: usize,
-    /// Whether a message was sent to the topic: only then its leaders matter.
-    is_used: bool,
+    limit: TopicLimit,
     /// By the number of the partition.
     partitions: Vec<PartitionLeader>,
 }
@@ -51,49 +54,64 @@ impl ClusterView {
         self.topics.get(topic).map(TopicLeaders::leaders)
     }
 
-    /// Returns the leaders of the partitions of a topic that is going to be sent messages, and its largest batch.
-    pub(super) fn use_topic(&mut self, topic: &str) -> Option<(Vec<Option<BrokerId>>, usize)> {
-        let topic = self.topics.get_mut(topic)?;
-        topic.is_used = true;
-        Some((topic.leaders(), topic.max_batch_bytes))
+    /// Returns what is known of the largest batch of a topic.
+    pub(super) fn limit(&self, topic: &str) -> TopicLimit {
+        self.topics.get(topic).map_or(TopicLimit::UNKNOWN, |topic| topic.limit)
     }
 
-    /// Sets the largest batch that a topic accepts; returns whether it changed.
-    pub(super) fn set_max_batch_bytes(&mut self, topic: &str, max_bytes: usize) -> bool {
-        let Some(topic) = self.topics.get_mut(topic) else { return false };
-        std::mem::replace(&mut topic.max_batch_bytes, max_bytes) != max_bytes
+    /// Changes what is known of the largest batch of a topic; returns whether that is something else than before.
+    pub(super) fn change_limit(&mut self, topic: &str, change: impl FnOnce(&mut TopicLimit)) -> bool {
+        self.topics.get_mut(topic).is_some_and(|topic| topic.change_limit(change))
     }
 
-    /// Returns the topics in use with a partition that `broker` leads, or that has no leader.
-    pub(super) fn topics_of(&self, broker: BrokerId) -> Vec<Arc<str>> {
-        let is_concerned = |topic: &TopicLeaders| {
-            topic.is_used && topic.partitions.iter().any(|leader| leader.broker.is_none_or(|id| id == broker))
-        };
-        self.topics.iter().filter(|(_, topic)| is_concerned(topic)).map(|(name, _)| Arc::clone(name)).collect()
-    }
-
-    /// Takes over a response; returns the topics in it.
+    /// Takes over a response; returns the topics of which it changed something.
     pub(super) fn update(&mut self, metadata: &MetadataResponse, now: Instant) -> Vec<Arc<str>> {
         // A broker that has just started may know no other broker; the addresses known so far stay valid.
         for broker in &metadata.brokers {
             self.brokers.insert(broker.id, broker.address.clone());
         }
-        let mut updated = Vec::new();
-        for topic in metadata.topics.iter().filter(|topic| topic.error_code == error_code::NONE) {
-            self.topics.entry(Arc::clone(&topic.name)).or_default().update(topic, now);
-            updated.push(Arc::clone(&topic.name));
+        let mut changed = Vec::new();
+        for topic in &metadata.topics {
+            match topic.error_code {
+                error_code::NONE => {
+                    self.missing.remove(&topic.name);
+                    let known = self.topics.entry(Arc::clone(&topic.name)).or_default();
+                    let has_new_limit = known.change_limit(|limit| limit.grow(now));
+                    if known.update(topic, now) || has_new_limit {
+                        changed.push(Arc::clone(&topic.name));
+                    }
+                }
+                error_code::UNKNOWN_TOPIC_OR_PARTITION if self.topics.contains_key(&topic.name) => {
+                    self.missing.entry(Arc::clone(&topic.name)).or_insert(now);
+                }
+                _ => {}
+            }
         }
-        updated
+        changed
     }
 
-    /// Takes over the leaders that a Produce response names (KIP-951), with their addresses; returns their topics.
+    /// Returns the topics that brokers have reported as missing for long.
+    pub(super) fn long_missing(&self, now: Instant) -> Vec<Arc<str>> {
+        let is_long = |since: Instant| now.saturating_duration_since(since) >= MISSING_FOR;
+        self.missing.iter().filter(|(_, since)| is_long(**since)).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Forgets a topic.
+    pub(super) fn remove(&mut self, topic: &str) {
+        self.topics.remove(topic);
+        self.missing.remove(topic);
+    }
+
+    /// Takes over the leaders that a Produce response names (KIP-951), with their addresses; returns the topics of
+    /// which something changed.
     pub(super) fn apply_hints(&mut self, hints: &[LeaderHint], nodes: &[NodeAddress]) -> Vec<Arc<str>> {
         for node in nodes {
             if let Ok(port) = u16::try_from(node.port) {
                 self.brokers.insert(node.id, BrokerAddress { host: Arc::from(&*node.host), port });
             }
         }
-        let mut updated = Vec::new();
+        // A response names each partition by itself: all of a topic, if its broker is not the leader any more.
+        let mut changed = HashSet::new();
         for (topic, partition, hint) in hints {
             let (Some((leader, epoch)), Some(known)) = (hint, self.topics.get_mut(topic)) else { continue };
             if let Some(known) = known.partition_mut(*partition)
@@ -101,16 +119,16 @@ impl ClusterView {
                 && self.brokers.contains_key(leader)
             {
                 *known = PartitionLeader { broker: Some(*leader), epoch: *epoch, older_since: None };
-                updated.push(Arc::clone(topic));
+                changed.insert(Arc::clone(topic));
             }
         }
-        updated
+        changed.into_iter().collect()
     }
 }
 
 impl Default for TopicLeaders {
     fn default() -> Self {
-        TopicLeaders { id: None, max_batch_bytes: usize::MAX, is_used: false, partitions: Vec::new() }
+        TopicLeaders { id: None, limit: TopicLimit::UNKNOWN, partitions: Vec::new() }
     }
 }
 
@@ -123,7 +141,16 @@ impl TopicLeaders {
         self.partitions.get_mut(usize::try_from(partition).ok()?)
     }
 
-    fn update(&mut self, topic: &TopicMetadata, now: Instant) {
+    /// Changes what is known of the largest batch; returns whether that is something else than before.
+    fn change_limit(&mut self, change: impl FnOnce(&mut TopicLimit)) -> bool {
+        let before = self.limit;
+        change(&mut self.limit);
+        self.limit != before
+    }
+
+    /// Takes over metadata; returns whether the partitions or their leaders changed.
+    fn update(&mut self, topic: &TopicMetadata, now: Instant) -> bool {
+        let before = self.leaders();
         if topic.id.is_some() && self.id.is_some() && topic.id != self.id {
             // Recreated: its epochs begin again.
             self.partitions.clear();
@@ -138,6 +165,7 @@ impl TopicLeaders {
                 known.update(partition, now);
             }
         }
+        self.leaders() != before
     }
 }
 

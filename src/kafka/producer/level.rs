@@ -4,6 +4,8 @@
 //! copied, and while the results of a request are applied; never during IO or compression, and never while a message is
 //! ended.
 
+mod usage;
+
 use std::collections::HashMap;
 use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,12 +18,8 @@ use super::gather::{BatchToSend, Gather, PartitionIndex};
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::{BrokerId, EndedMessage, EndedWithReason, Limits, Outcome};
 use super::sender_handle::{Activity, SenderHandle, check_all};
+use super::sticky::{Sticky, random_below};
 use crate::locks::lock;
-use crate::random::random;
-
-/// Time for which messages without a key and without a chosen partition go to the same partition: in one batch they
-/// cost the client and the broker less than in a batch for each partition.
-const STICKY_TIME: Duration = Duration::from_millis(5);
 
 /// Time for which messages that need a producer id are refused after the cluster refused one; it doubles with each
 /// further refusal up to the maximum.
@@ -52,18 +50,21 @@ pub(super) struct LevelState<M> {
     max_messages: usize,
 }
 
-#[derive(Default)]
 struct LevelTopic {
     partitions: Vec<PartitionIndex>,
-    sticky: Option<Sticky>,
-    /// Largest batch that the topic accepts, as it is sent.
-    max_batch_bytes: Option<usize>,
+    sticky: Sticky,
+    limits: BatchLimits,
+    /// Latest deadline of a message; `None` before the first.
+    latest_deadline: Option<Instant>,
 }
 
-/// The partition of messages without a key, until messages have this deadline.
-struct Sticky {
-    partition: i32,
-    until_deadline: Instant,
+/// How large the batches of a topic may be, as they are sent.
+#[derive(Clone, Copy)]
+pub(super) struct BatchLimits {
+    /// Upper bound of a batch of more than one message.
+    pub(super) batch_bytes: usize,
+    /// A batch above it is not sent at acks=0.
+    pub(super) max_bytes: usize,
 }
 
 /// The state of a partition in a level, apart from its messages.
@@ -129,27 +130,21 @@ impl<M: ProducerMessage> LevelState<M> {
         index_of(self.topics.get(topic)?, partition)
     }
 
-    /// Chooses the partition of a message without a key: one whose leader works, if any does, else one with a leader.
+    /// Returns the index of the partition of a message that is going to be queued, as [`index_of`](Self::index_of).
+    pub(super) fn use_partition(&mut self, message: &M) -> Option<PartitionIndex> {
+        let topic = self.topics.get_mut(message.topic())?;
+        topic.latest_deadline = topic.latest_deadline.max(Some(message.deadline()));
+        index_of(topic, message.partition())
+    }
+
+    /// Chooses the partition of a message without a key, see [`Sticky`].
     pub(super) fn sticky_partition(&mut self, topic: &str, count: i32, deadline: Instant) -> i32 {
         let LevelState { gather, topics, senders, .. } = self;
-        let Some(entry) = topics.get_mut(topic) else { return random_below(count) };
+        let Some(LevelTopic { partitions, sticky, .. }) = topics.get_mut(topic) else { return random_below(count) };
         let now = Instant::now();
-        let leader = |entry: &LevelTopic, partition| gather.leader(index_of(entry, partition)?);
-        let works = |leader: BrokerId| senders.get(&leader).is_none_or(|sender| !sender.is_avoided(now));
-        if let Some(sticky) = &entry.sticky
-            && deadline < sticky.until_deadline
-            && sticky.partition < count
-            && leader(entry, sticky.partition).is_some_and(works)
-        {
-            return sticky.partition;
-        }
-        let first = random_below(count);
-        let mut partitions = (first..count).chain(0..first);
-        let working = partitions.clone().find(|partition| leader(entry, *partition).is_some_and(works));
-        let led = working.or_else(|| partitions.find(|partition| leader(entry, *partition).is_some()));
-        let partition = led.unwrap_or(first);
-        entry.sticky = Some(Sticky { partition, until_deadline: deadline + STICKY_TIME });
-        partition
+        let leader = |number| gather.leader(*partitions.get(usize::try_from(number).ok()?)?);
+        let works = |leader| senders.get(&leader).is_none_or(|sender| !sender.is_avoided(now));
+        sticky.choose(count, deadline, leader, works)
     }
 
     /// Queues a message.
@@ -196,9 +191,13 @@ impl<M: ProducerMessage> LevelState<M> {
         while entry.partitions.len() < leaders.len() {
             let number = entry.partitions.len() as i32;
             let index = self.gather.partition((Arc::clone(topic), number));
-            self.gather.set_max_batch_bytes(index, entry.max_batch_bytes.unwrap_or(usize::MAX));
+            self.gather.set_max_batch_bytes(index, entry.limits.batch_bytes);
             entry.partitions.push(index);
-            self.partitions.push(LevelPartition { topic: Arc::clone(topic), number, sent_to: None, failure: None });
+            let partition = LevelPartition { topic: Arc::clone(topic), number, sent_to: None, failure: None };
+            match self.partitions.get_mut(index.0) {
+                Some(removed) => *removed = partition,
+                None => self.partitions.push(partition),
+            }
         }
         let mut woken: Vec<BrokerId> = Vec::new();
         for (index, leader) in entry.partitions.iter().zip(leaders.iter().copied().chain(iter::repeat(None))) {
@@ -216,18 +215,18 @@ impl<M: ProducerMessage> LevelState<M> {
         woken
     }
 
-    /// Sets the largest batch that a topic accepts, as it is sent.
-    pub(super) fn set_max_batch_bytes(&mut self, topic: &str, max_bytes: usize) {
+    /// Sets how large the batches of a topic may be.
+    pub(super) fn set_limits(&mut self, topic: &str, limits: BatchLimits) {
         let Some(topic) = self.topics.get_mut(topic) else { return };
-        topic.max_batch_bytes = Some(max_bytes);
+        topic.limits = limits;
         for index in &topic.partitions {
-            self.gather.set_max_batch_bytes(*index, max_bytes);
+            self.gather.set_max_batch_bytes(*index, limits.batch_bytes);
         }
     }
 
-    /// Returns the largest batch that a topic accepts, as it is sent.
+    /// Returns the size above which a batch of a topic is not sent at acks=0.
     pub(super) fn max_batch_bytes(&self, topic: &str) -> usize {
-        self.topics.get(topic).and_then(|topic| topic.max_batch_bytes).unwrap_or(usize::MAX)
+        self.topics.get(topic).map_or(usize::MAX, |topic| topic.limits.max_bytes)
     }
 
     /// The sender to `broker` begins to wait for the broker.
@@ -426,8 +425,15 @@ fn index_of(topic: &LevelTopic, partition: i32) -> Option<PartitionIndex> {
     topic.partitions.get(usize::try_from(partition).ok()?).copied()
 }
 
-fn random_below(count: i32) -> i32 {
-    (random() % count.max(1).unsigned_abs() as u64) as i32
+impl Default for LevelTopic {
+    fn default() -> Self {
+        LevelTopic {
+            partitions: Vec::new(),
+            sticky: Sticky::default(),
+            limits: BatchLimits { batch_bytes: usize::MAX, max_bytes: usize::MAX },
+            latest_deadline: None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! - [`message`]: the trait of a message, and the acks levels.
 //! - [`gather`] forms the batches and derives the outcomes, without IO; `partition_index` and [`outcome`] have the
 //!   types of its input and output.
-//! - `level`: the messages of an acks level. `deadlines`: the thread that watches the time.
+//! - `level`: the messages of an acks level; `sticky`: the partition of messages without a key; `topic_limit`: the
+//!   largest batch at acks=0. `deadlines`: the thread that watches the time.
 //! - `sender`: the thread for one level and broker; `exchange`: one request of it; `sender_handle`: how other threads
 //!   use it; `buffers`: its memory; `response`: the meaning of the error codes of a response for a batch.
 //! - `throttling`: a sender whose broker throttles it; `quota`: its arithmetic.
@@ -32,4 +33,6 @@ mod schedule;
 mod sender;
 mod sender_handle;
 mod shared;
+mod sticky;
 mod throttling;
+mod topic_limit;

@@ -1,8 +1,8 @@
 //! The thread that requests metadata of topics whose leaders are doubtful.
 //!
 //! A topic is doubted after a broker answered that it is not the leader, after a connection failed, while a broker does
-//! not answer, and while a partition with messages has no leader. One request names all doubted topics; metadata
-//! requests never create a topic.
+//! not answer, and while a partition with messages has no leader. One request names all doubted topics, up to a
+//! bound; metadata requests never create a topic.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::kafka::config::BrokerAddress;
 use crate::kafka::connection::Connector;
 use crate::kafka::error_code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics, TopicMetadata};
-use crate::kafka::metadata_client::MetadataClient;
+use crate::kafka::metadata_client::{MAX_NAMES, MetadataClient};
 
 /// Shortest time between two metadata requests, and so the time in which a newly elected leader is found.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -69,42 +69,48 @@ impl<M: ProducerMessage> LeaderRefresh<M> {
                 thread::park();
                 continue;
             }
-            self.request(topics.into_iter().collect());
+            self.request(&topics.into_iter().collect::<Vec<_>>());
             let interval = if self.unresolved.is_empty() { MIN_INTERVAL } else { UNRESOLVED_INTERVAL };
             next_request = now + interval;
         }
     }
 
-    fn request(&mut self, topics: Vec<Arc<str>>) {
-        let deadline = Instant::now() + self.request_time;
-        match self.client.request(MetadataTopics::Names(topics.clone()), deadline) {
-            Ok(response) => {
-                self.request_time = MIN_REQUEST_TIME;
-                self.handle(topics, &response);
+    /// Requests metadata of these topics, some at a time; each response counts, whatever becomes of the others.
+    fn request(&mut self, topics: &[Arc<str>]) {
+        for chunk in topics.chunks(MAX_NAMES) {
+            if self.shared.is_closed() {
+                return;
             }
-            Err(error) => {
-                debug!("metadata of the topics in use: {error}");
-                self.request_time = (self.request_time * 2).min(MAX_REQUEST_TIME);
-                self.unresolved.extend(topics);
+            let deadline = Instant::now() + self.request_time;
+            match self.client.request(MetadataTopics::Names(chunk.to_vec()), deadline) {
+                Ok(response) => {
+                    self.request_time = MIN_REQUEST_TIME;
+                    self.handle(chunk, &response);
+                }
+                Err(error) => {
+                    debug!("metadata of the topics in use: {error}");
+                    self.request_time = (self.request_time * 2).min(MAX_REQUEST_TIME);
+                    self.unresolved.extend(chunk.iter().cloned());
+                }
             }
         }
     }
 
-    fn handle(&mut self, topics: Vec<Arc<str>>, response: &MetadataResponse) {
+    fn handle(&mut self, topics: &[Arc<str>], response: &MetadataResponse) {
         self.shared.update(response);
         let found: HashMap<&str, &TopicMetadata> = response.topics.iter().map(|topic| (&*topic.name, topic)).collect();
         for topic in topics {
-            let partition_count = match found.get(&*topic) {
+            let partition_count = match found.get(&**topic) {
                 None => Some(0),
                 Some(topic) if topic.error_code == error_code::UNKNOWN_TOPIC_OR_PARTITION => Some(0),
                 Some(topic) if topic.error_code == error_code::NONE => Some(topic.partitions.len()),
                 // The response does not say whether the topic exists.
                 Some(_) => None,
             };
-            let is_missing = partition_count.is_some_and(|count| self.handle_missing(&topic, count));
+            let is_missing = partition_count.is_some_and(|count| self.handle_missing(topic, count));
             // A partition without a leader has no sender whose failures would cause a request.
-            if is_missing || self.shared.waits_for_leader(&topic) {
-                self.unresolved.insert(topic);
+            if is_missing || self.shared.waits_for_leader(topic) {
+                self.unresolved.insert(Arc::clone(topic));
             }
         }
     }

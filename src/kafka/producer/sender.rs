@@ -57,9 +57,9 @@ pub(super) struct Sender<M> {
     /// Whether the messages that can be sent have waited for others (`linger.ms`).
     has_lingered: bool,
     pub(super) buffers: Buffers,
-    /// With acks=0, the topics of the latest two requests: if the broker closes the connection, it is probably because
-    /// it refused one of them.
-    pub(super) suspects: [Vec<Arc<str>>; 2],
+    /// With acks=0, the topics of the latest two requests, each with its largest batch of several messages (or 0): if
+    /// the broker closes the connection, it is probably because it refused one of them.
+    pub(super) suspects: [Vec<(Arc<str>, usize)>; 2],
 }
 
 impl<M: ProducerMessage> Sender<M> {
@@ -157,13 +157,24 @@ impl<M: ProducerMessage> Sender<M> {
         if self.connection.as_mut().is_some_and(|connection| is_unchecked && connection.is_closed()) {
             self.disconnect();
             self.shared.doubt_leader(self.broker);
+            if self.level.acks == AcksLevel::None {
+                self.suspect_sizes();
+            }
             if self.level.acks == AcksLevel::None && idle < CLOSED_SOON {
-                self.shared.suspect(self.suspects.iter().flatten());
+                self.shared.suspect(self.suspects.iter().flatten().map(|(topic, _)| topic));
                 self.not_before = Some(Instant::now() + CLOSED_SOON_PAUSE);
                 return false;
             }
         }
         self.connection.is_some() || self.connect()
+    }
+
+    /// The broker has closed a connection with acks=0, perhaps because a batch was too large.
+    fn suspect_sizes(&self) {
+        let now = Instant::now();
+        for (topic, bytes) in self.suspects.iter().flatten().filter(|(_, bytes)| *bytes > 0) {
+            self.shared.change_limit(topic, |limit| limit.record_refused(*bytes, now));
+        }
     }
 
     fn connect(&mut self) -> bool {

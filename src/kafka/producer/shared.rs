@@ -1,7 +1,7 @@
 //! The state that the threads of a producer share: the queues of the levels, and the leaders of the partitions.
 //!
-//! Locks: the lock of a [`Level`] is taken before that of the [`ClusterView`], never after it. Messages are ended
-//! without a lock.
+//! Locks: the lock of a [`Level`] is taken before that of the [`ClusterView`], never after it; those of several levels
+//! in their order. Messages are ended without a lock.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -12,9 +12,10 @@ use log::warn;
 
 use super::doubted::DoubtedTopics;
 use super::leaders::{ClusterView, LeaderHint};
-use super::level::{AfterAppend, Level, LevelState};
+use super::level::{AfterAppend, BatchLimits, Level, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::{EndedMessage, EndedWithReason, Limits, Outcome, Stored};
+use super::topic_limit::TopicLimit;
 use crate::kafka::compression::Codec;
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::connection::{Connector, Disconnect};
@@ -26,6 +27,8 @@ use crate::supervise::Supervisor;
 
 /// Upper bound of [`ProducerConfig::timeout`] and [`ProducerConfig::linger`].
 const MAX_CONFIGURED_TIME: Duration = Duration::from_secs(3600);
+/// Number of topics whose leaders are passed to a level at a time.
+const MAX_PASSED_UNDER_LOCK: usize = 32;
 
 /// Pause before another attempt to start a thread.
 const START_PAUSE: Duration = Duration::from_millis(250);
@@ -172,14 +175,14 @@ impl<M: ProducerMessage> Shared<M> {
             if self.is_closed() {
                 return AfterAppend::End(message, Outcome::Closed(Stored::No), "");
             }
-            let mut index = state.index_of(message.topic(), message.partition());
-            if index.is_none()
-                && let Some((leaders, max_bytes)) = lock(&self.view).use_topic(message.topic())
-            {
+            let mut index = state.use_partition(&message);
+            if index.is_none() {
                 // The first message of this topic at this level.
-                woken = state.set_leaders(message.topic(), &leaders);
-                self.limit_batches(state, message.topic(), max_bytes);
-                index = state.index_of(message.topic(), message.partition());
+                if !self.pass(state, message.topic(), &mut woken) {
+                    let outcome = Outcome::Rejected(error_code::UNKNOWN_TOPIC_OR_PARTITION, Stored::No);
+                    return AfterAppend::End(message, outcome, "the topic has no metadata");
+                }
+                index = state.use_partition(&message);
             }
             match index {
                 Some(index) => state.append(index, message),
@@ -232,42 +235,47 @@ impl<M: ProducerMessage> Shared<M> {
 
     /// Takes over metadata: leaders newer than those known, and the addresses of the brokers.
     pub(super) fn update(self: &Arc<Self>, metadata: &MetadataResponse) {
-        let topics = lock(&self.view).update(metadata, Instant::now());
-        self.pass_leaders(&topics);
+        let now = Instant::now();
+        let changed = lock(&self.view).update(metadata, now);
+        self.pass_changed(&changed);
+        self.forget_missing(now);
     }
 
-    /// Sets the largest batch that a topic accepts, see `KafkaProducer::set_max_batch_bytes`.
-    pub(super) fn set_max_batch_bytes(&self, topic: &Arc<str>, max_bytes: usize) {
-        if !lock(&self.view).set_max_batch_bytes(topic, max_bytes) {
+    /// Forgets the topics that brokers have reported as missing for long, and that are not used.
+    pub(super) fn forget_missing(&self, now: Instant) {
+        let missing = lock(&self.view).long_missing(now);
+        if missing.is_empty() {
             return;
         }
-        for level in &self.levels {
-            let mut state = level.lock();
-            if state.has_topic(topic) {
-                self.limit_batches(&mut state, topic, max_bytes);
+        // Under the locks of all levels, so that none of them uses a topic in between.
+        let mut levels: Vec<_> = self.levels.iter().map(|level| level.lock()).collect();
+        for topic in missing {
+            if levels.iter().all(|level| level.is_removable(&topic, now)) {
+                levels.iter_mut().for_each(|level| level.remove(&topic));
+                lock(&self.view).remove(&topic);
             }
         }
     }
 
-    /// Bounds the batches of a topic before compression. The compressed size is known only afterwards: batches are made
-    /// smaller when a broker refuses one. That must not happen at acks=0.
-    fn limit_batches(&self, state: &mut LevelState<M>, topic: &str, max_bytes: usize) {
-        let is_bound = self.config.codec == Codec::None || state.acks == AcksLevel::None;
-        state.set_max_batch_bytes(topic, if is_bound { max_bytes } else { usize::MAX });
+    /// Changes what is known of the largest batch of a topic.
+    pub(super) fn change_limit(self: &Arc<Self>, topic: &Arc<str>, change: impl FnOnce(&mut TopicLimit)) {
+        let is_changed = lock(&self.view).change_limit(topic, change);
+        if is_changed {
+            self.pass_changed(std::slice::from_ref(topic));
+        }
     }
 
-    /// Passes the leaders of these topics to the levels.
-    fn pass_leaders(self: &Arc<Self>, topics: &[Arc<str>]) {
-        for level in &self.levels {
+    /// Passes leaders and limits of these topics to the levels. A level takes them over with the first message.
+    fn pass_changed(self: &Arc<Self>, topics: &[Arc<str>]) {
+        for (level, topics) in self.levels.iter().flat_map(|level| {
+            // Appends wait for the lock.
+            topics.chunks(MAX_PASSED_UNDER_LOCK).map(move |topics| (level, topics))
+        }) {
             let woken = self.change(level, |state| {
                 let mut woken = Vec::new();
-                // A level takes over the leaders of a topic with the first message.
                 for topic in topics {
                     if state.has_topic(topic) {
-                        // Read under the lock of the level: of two threads with metadata, the later one here has the
-                        // newer leaders.
-                        let leaders = lock(&self.view).leaders(topic).unwrap_or_default();
-                        woken.extend(state.set_leaders(topic, &leaders));
+                        self.pass(state, topic, &mut woken);
                     }
                 }
                 woken
@@ -276,16 +284,44 @@ impl<M: ProducerMessage> Shared<M> {
         }
     }
 
+    /// Passes leaders and limit of a topic to a level; returns whether they are known. Adds the brokers to wake to
+    /// `woken`.
+    fn pass(&self, state: &mut LevelState<M>, topic: &Arc<str>, woken: &mut Vec<BrokerId>) -> bool {
+        // Read under the lock of the level: of two threads with metadata, the later one here has the newer leaders.
+        let view = lock(&self.view);
+        let (leaders, limit) = (view.leaders(topic), view.limit(topic));
+        drop(view);
+        let Some(leaders) = leaders else { return false };
+        woken.extend(state.set_leaders(topic, &leaders));
+        state.set_limits(topic, self.batch_limits(state.acks, &limit));
+        true
+    }
+
+    /// Returns the limits of batches before compression. The compressed size is known only afterwards: batches are made
+    /// smaller when a broker refuses one. That must not happen at acks=0.
+    fn batch_limits(&self, acks: AcksLevel, limit: &TopicLimit) -> BatchLimits {
+        let max_bytes = limit.configured_bytes;
+        let batch_bytes = match acks {
+            AcksLevel::None => limit.unconfirmed_batch_bytes(),
+            AcksLevel::Leader | AcksLevel::All if self.config.codec == Codec::None => max_bytes,
+            AcksLevel::Leader | AcksLevel::All => usize::MAX,
+        };
+        BatchLimits { batch_bytes, max_bytes }
+    }
+
     /// Requests metadata of all topics in use with a partition that `broker` leads.
     pub(super) fn doubt_leader(&self, broker: BrokerId) {
-        let topics = lock(&self.view).topics_of(broker);
-        self.doubted.add(topics);
+        let now = Instant::now();
+        for level in &self.levels {
+            let topics = level.lock().topics_of(broker, now);
+            self.doubted.add(topics);
+        }
     }
 
     /// Requests metadata of these topics; a leader that the response named is used at once.
     pub(super) fn doubt_partitions(self: &Arc<Self>, hints: &[LeaderHint], nodes: &[NodeAddress]) {
-        let topics = lock(&self.view).apply_hints(hints, nodes);
-        self.pass_leaders(&topics);
+        let changed = lock(&self.view).apply_hints(hints, nodes);
+        self.pass_changed(&changed);
         self.doubted.add(hints.iter().map(|(topic, ..)| Arc::clone(topic)));
     }
 

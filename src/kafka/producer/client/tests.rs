@@ -4,6 +4,7 @@ mod client;
 mod closing;
 mod deadlines;
 mod faults;
+mod forgotten;
 mod leaders;
 mod levels;
 mod producer_ids;

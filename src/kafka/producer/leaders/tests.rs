@@ -29,7 +29,7 @@ fn metadata(id: Option<u8>, partitions: &[(i32, Option<BrokerId>, i32)]) -> Meta
 }
 
 fn leaders_after(view: &mut ClusterView, metadata: &MetadataResponse, now: Instant) -> Vec<Option<BrokerId>> {
-    assert_eq!(view.update(metadata, now), [NAME.into()]);
+    view.update(metadata, now);
     view.leaders(NAME).unwrap()
 }
 
@@ -95,13 +95,46 @@ fn a_hint_counts_if_its_epoch_is_newer_and_its_broker_has_an_address() {
 }
 
 #[test]
-fn only_topics_in_use_are_requested_for_a_broker() {
+fn only_what_changed_is_passed_on() {
     let (mut view, now) = (ClusterView::default(), Instant::now());
-    leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 5)]), now);
-    assert_eq!(view.topics_of(1), []);
-    assert_eq!(view.use_topic(NAME), Some((vec![Some(1)], usize::MAX)));
-    assert_eq!((view.topics_of(1), view.topics_of(2)), (vec![NAME.into()], vec![]));
-    // A broker that fails may have been elected.
-    leaders_after(&mut view, &metadata(Some(1), &[(0, None, 6)]), now);
-    assert_eq!(view.topics_of(2), [NAME.into()]);
+    let first = metadata(Some(1), &[(0, Some(1), 5)]);
+    assert_eq!(view.update(&first, now), [NAME.into()]);
+    assert!(view.update(&first, now).is_empty());
+    assert_eq!(view.update(&metadata(Some(1), &[(0, Some(1), 5), (1, Some(1), 0)]), now), [NAME.into()]);
+    assert_eq!(view.update(&metadata(Some(1), &[(0, Some(2), 6)]), now), [NAME.into()]);
+    // Batches that were made smaller may grow again.
+    assert!(view.change_limit(NAME, |limit| limit.record_refused(2_000, now)));
+    assert!(!view.change_limit(NAME, |limit| limit.record_refused(20_000, now)));
+    assert!(!view.change_limit("other", |limit| limit.record_refused(2_000, now)));
+    let later = now + Duration::from_secs(3_600);
+    assert_eq!(view.update(&metadata(Some(1), &[(0, Some(2), 6)]), later), [NAME.into()]);
+}
+
+#[test]
+fn a_topic_is_named_once_however_many_of_its_partitions_have_a_hint() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    let partitions: Vec<_> = (0..1_000).map(|partition| (partition, Some(1), 5)).collect();
+    leaders_after(&mut view, &metadata(Some(1), &partitions), now);
+    let hints: Vec<LeaderHint> = (0..1_000).map(|partition| (NAME.into(), partition, Some((2, 6)))).collect();
+    assert_eq!(view.apply_hints(&hints, &[]), [NAME.into()]);
+    assert_eq!(view.leaders(NAME), Some(vec![Some(2); 1_000]));
+}
+
+#[test]
+fn a_topic_is_missing_for_long_if_every_response_says_so_for_a_minute() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    let known = metadata(Some(1), &[(0, Some(1), 5)]);
+    let mut missing = metadata(None, &[]);
+    missing.topics[0].error_code = error_code::UNKNOWN_TOPIC_OR_PARTITION;
+    view.update(&missing, now);
+    view.update(&known, now);
+    assert!(view.long_missing(now + MISSING_FOR).is_empty(), "it was not known when it was missing");
+    view.update(&missing, now);
+    assert!(view.long_missing(now + MISSING_FOR / 2).is_empty());
+    view.update(&known, now + MISSING_FOR / 2);
+    view.update(&missing, now + MISSING_FOR / 2);
+    assert!(view.long_missing(now + MISSING_FOR).is_empty());
+    assert_eq!(view.long_missing(now + MISSING_FOR * 2), [NAME.into()]);
+    view.remove(NAME);
+    assert_eq!((view.leaders(NAME), view.long_missing(now + MISSING_FOR * 2)), (None, vec![]));
 }

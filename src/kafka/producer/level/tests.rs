@@ -1,6 +1,7 @@
 use super::*;
 use crate::kafka::producer::gather::Sending;
 use crate::kafka::producer::outcome::{BatchResult, Gathered, Stored};
+use crate::kafka::producer::quota::Quota;
 use crate::kafka::record_batch::RecordView;
 
 struct Message {
@@ -176,4 +177,66 @@ fn a_refused_producer_id_is_requested_again_after_a_pause_that_doubles_to_30_sec
     assert!(level.end_refused(start).is_none());
     assert!(level.refuse_producer_id(31, "denied", now));
     assert!(level.end_refused(now + Duration::from_secs(1)).is_none(), "the pause begins again");
+}
+
+#[test]
+fn messages_without_a_key_stay_together_while_no_broker_can_take_them() {
+    let now = Instant::now();
+    let level = level(AcksLevel::Leader);
+    let mut level = level.lock();
+    let leaders: Vec<_> = (0..100).map(|number| Some(1 + number % 2)).collect();
+    level.set_leaders(&"keyless".into(), &leaders);
+    for broker in [1, 2] {
+        let sender = level.senders.entry(broker).or_default();
+        sender.quota = Some(Quota::throttled(now, Duration::from_secs(60), 1_000, 0));
+    }
+    let deadline = |micros| now + Duration::from_secs(30) + Duration::from_micros(micros);
+    let mut partitions: Vec<_> =
+        (0..100).map(|step| level.sticky_partition("keyless", 100, deadline(step * 40))).collect();
+    partitions.dedup();
+    assert_eq!(partitions.len(), 1, "{partitions:?}");
+    // A broker that works is found with the next choice.
+    level.senders.remove(&2);
+    for step in 0..20 {
+        assert_eq!(level.sticky_partition("keyless", 100, deadline(10_000 + step * 6_000)) % 2, 1);
+    }
+}
+
+#[test]
+fn topics_count_as_used_for_a_while_and_are_requested_for_their_brokers() {
+    let now = Instant::now();
+    let level = level(AcksLevel::Leader);
+    let mut level = level.lock();
+    level.set_leaders(&"other".into(), &[Some(2)]);
+    level.set_leaders(&"leaderless".into(), &[None]);
+    assert_eq!(level.topics_of(1, now), [], "no message was sent");
+    let topics = ["t", "other", "leaderless"];
+    for topic in topics {
+        let message = Message { topic: topic.into(), partition: 0, deadline: now + Duration::from_secs(10) };
+        assert!(level.use_partition(&message).is_some());
+    }
+    let of = |level: &LevelState<Message>, broker, now| {
+        let mut topics: Vec<String> = level.topics_of(broker, now).iter().map(|topic| topic.to_string()).collect();
+        topics.sort();
+        topics
+    };
+    // A broker that fails may have been elected.
+    assert_eq!((of(&level, 1, now), of(&level, 2, now)), (names(["leaderless", "t"]), names(["leaderless", "other"])));
+    assert!(topics.iter().all(|topic| !level.is_removable(topic, now)));
+    let later = now + Duration::from_secs(311);
+    assert_eq!(level.topics_of(1, later), []);
+    assert!(topics.iter().all(|topic| level.is_removable(topic, later)));
+    append(&mut level, later);
+    assert!(!level.is_removable("t", later), "it has a message");
+    // The place of a removed partition is used again.
+    let index = level.index_of("other", 0).unwrap();
+    level.remove(&"other".into());
+    assert_eq!((level.has_topic("other"), level.index_of("other", 0)), (false, None));
+    level.set_leaders(&"new".into(), &[Some(5)]);
+    assert_eq!((level.index_of("new", 0), level.gather.leader(index)), (Some(index), Some(5)));
+    assert_eq!((&*level.partitions[index.0].topic, level.partitions.len()), ("new", 3));
+}
+
+fn names<const N: usize>(names: [&str; N]) -> Vec<String> {
+    names.map(str::to_owned).to_vec()
 }

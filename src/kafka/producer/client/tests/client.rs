@@ -211,6 +211,14 @@ impl TestClient {
         self.producer().update(&metadata);
     }
 
+    /// Passes the metadata of these topics to the producer, also of those that do not exist.
+    pub(super) fn learn_of(&self, topics: &[String]) {
+        let names = topics.iter().map(|name| Arc::from(&**name)).collect();
+        let mut client = lock(&self.metadata);
+        let metadata = client.as_mut().unwrap().request(MetadataTopics::Names(names), later()).unwrap();
+        self.producer().update(&metadata);
+    }
+
     /// Sends a message and returns its number.
     pub(super) fn send(&self, message: Message) -> usize {
         let mut messages = lock(&self.record.messages);

@@ -118,11 +118,13 @@ fn a_message_without_room_or_without_metadata_is_not_queued() {
     assert_eq!(client.outcome(numbers[2]), Outcome::QueueFull);
     // Each level has its own limit.
     let other = client.send(Message { level: AcksLevel::All, ..message.clone() });
-    let unknown = [Message { topic: "other".into(), ..message.clone() }, Message { partition: 1, ..message.clone() }];
-    for message in unknown.into_iter().chain([Message { partition: -1, ..message }]) {
-        let end = client.end_of(client.send(message));
+    for partition in [1, -1] {
+        let end = client.end_of(client.send(Message { partition, ..message.clone() }));
         assert_eq!((end.outcome, &*end.reason), (Outcome::TimedOut(Stored::No), "the partition has no metadata"));
     }
+    let end = client.end_of(client.send(Message { topic: "other".into(), ..message }));
+    let expected = Outcome::Rejected(code::UNKNOWN_TOPIC_OR_PARTITION, Stored::No);
+    assert_eq!((end.outcome, &*end.reason), (expected, "the topic has no metadata"));
     cluster.release_held();
     client.offsets(&[numbers[0], numbers[1], other]);
     client.finish(&cluster);

@@ -260,3 +260,57 @@ fn what_is_larger_than_a_topic_accepts_is_not_sent_at_acks_0() {
         assert_eq!(cluster.connections(), connections, "none was closed");
     }
 }
+
+/// Sends messages that gather into batches at acks=0.
+fn burst(client: &TestClient, count: usize) {
+    let message = Message { padding: 200, ..Message::new(AcksLevel::None, "t", 0) };
+    client.send_many(count, &message).into_iter().for_each(|number| {
+        assert_eq!(client.outcome(number), Outcome::Appended(None));
+    });
+}
+
+fn with_linger(cluster: &TestCluster) -> TestClient {
+    TestClient::with(cluster, |settings| settings.producer.linger = Duration::from_millis(200))
+}
+
+#[test]
+fn small_messages_are_not_lost_at_acks_0_where_the_limit_of_the_topic_is_unknown() {
+    let cluster = TestCluster::start(1);
+    cluster.create(TopicSpec::new("t").max_message_bytes(65_536));
+    let client = with_linger(&cluster);
+    burst(&client, 1_000);
+    assert!(cluster.wait_until(LONG, |cluster| cluster.log("t", 0).len() == 1_000), "{}", cluster.log("t", 0).len());
+}
+
+#[test]
+fn at_acks_0_batches_have_a_size_that_the_topic_stored_or_refused_at_other_levels() {
+    for (limit, largest) in [(4_000, 1_000), (1_000_000, 200_000)] {
+        let cluster = TestCluster::start(1);
+        cluster.create(TopicSpec::new("t").max_message_bytes(limit));
+        let client = with_linger(&cluster);
+        let message = Message { padding: 200, ..Message::new(AcksLevel::Leader, "t", 0) };
+        client.offsets(&client.send_many(1_000, &message));
+        let requests = cluster.requests(ApiKey::Produce);
+        burst(&client, 1_000);
+        assert!(cluster.wait_until(LONG, |cluster| cluster.log("t", 0).len() == 2_000), "limit {limit}");
+        let requests = cluster.requests(ApiKey::Produce) - requests;
+        assert!(requests <= 2_000 * 300 / largest + 5, "limit {limit}: {requests} requests");
+    }
+}
+
+#[test]
+fn batches_become_smaller_after_a_broker_closed_a_connection_with_acks_0() {
+    let cluster = TestCluster::start(1);
+    cluster.create(TopicSpec::new("t").max_message_bytes(3_000));
+    let client = with_linger(&cluster);
+    let started = Instant::now();
+    loop {
+        let before = cluster.log("t", 0).len();
+        burst(&client, 100);
+        // Whether the last message arrived or not: the broker has handled all earlier ones.
+        if cluster.wait_until(Duration::from_secs(1), |cluster| cluster.log("t", 0).len() == before + 100) {
+            break;
+        }
+        assert!(started.elapsed() < LONG, "messages are lost again and again");
+    }
+}
