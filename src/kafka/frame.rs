@@ -149,6 +149,11 @@ impl FrameReader {
         usize::try_from(i32::from_be_bytes(*prefix)).ok()?.checked_add(4)
     }
 
+    /// Returns the size of the response that has begun to arrive, if it is too large.
+    pub fn oversize_bytes(&self) -> Option<usize> {
+        self.announced_bytes().map(|size| size - 4).filter(|size| self.max_frame_bytes < *size)
+    }
+
     /// Releases the buffer if it is large and holds no bytes: nothing may arrive for long.
     pub fn release_large(&mut self) {
         if self.arrived.is_empty() && self.buffer.len() > MAX_KEPT_BYTES {

@@ -75,6 +75,7 @@ mod test_backend;
 #[cfg(test)]
 mod test_fixtures;
 mod turn;
+mod unresolved_names;
 mod window;
 mod window_slots;
 mod worker;

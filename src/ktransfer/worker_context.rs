@@ -53,9 +53,10 @@ impl WorkerContext {
         metrics: ModuleMetrics,
         dead_letters: Option<ModuleLetters>,
     ) -> WorkerContext {
+        let resolver = BackendResolver::new(&config.backend_servers);
         let settings = PushSettings {
-            profile: Arc::new(ClientProfile::new(&config, BackendResolver::new(&config.backend_servers))),
-            backends: Backends::new(&config, &metrics),
+            backends: Backends::new(&config, &metrics).sparing(resolver.unresolved()),
+            profile: Arc::new(ClientProfile::new(&config, resolver)),
             push_rate: PushRate::new(config.max_pushes_per_second).map(Arc::new),
             config: config.clone(),
         };
@@ -144,6 +145,23 @@ mod tests {
 
     use crate::ktransfer::test_fixtures::{module_config, worker_context};
     use crate::metrics::Registry;
+
+    #[test]
+    fn pushes_go_to_the_backends_whose_names_are_known() {
+        let context = worker_context(module_config(&["pending.invalid:80", "10.0.0.1:80"]), &Registry::new());
+        let mut rotation = BackendRotation::starting_at(0);
+        for _ in 0..10 {
+            let (settings, choice) =
+                context.choose_backend(&mut rotation, Some("10.0.0.1:80"), NextPush::default(), Instant::now());
+            let Choice::Use(chosen) = choice else { panic!("a backend is in use") };
+            assert_eq!(chosen.index, 1);
+            assert!(context.end_push(&settings, chosen, PushVerdict::NotMade).is_empty());
+        }
+        context.change(&module_config(&["pending.invalid:80", "other.invalid:80"]));
+        let (settings, choice) = context.choose_backend(&mut rotation, None, NextPush::default(), Instant::now());
+        let Choice::Use(chosen) = choice else { panic!("one that is pending is better than none") };
+        assert!(context.end_push(&settings, chosen, PushVerdict::NotMade).is_empty());
+    }
 
     #[test]
     fn a_change_keeps_the_rate_unless_it_differs_and_says_whether_retries_are_made_now() {

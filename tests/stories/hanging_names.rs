@@ -104,6 +104,25 @@ fn ktransfer_stops_in_time_while_names_of_zookeeper_or_of_backends_hang() {
     daemon.stop(STOP_DEADLINE);
 }
 
+#[test]
+fn a_backend_whose_name_hangs_costs_no_message_even_without_retries() {
+    const N_MESSAGES: usize = 60;
+    let cluster = cluster();
+    let topic = cluster.new_topic("hanging_backend", 1);
+    cluster.produce(&topic, 0, &vec![(&b""[..], &b"value"[..]); N_MESSAGES]);
+    let fleet = Fleet::start(1, |_| Reply::ok());
+    let good = fleet.addresses()[0].replace("127.0.0.1", "localhost");
+    let module = configs::module(&topic, &[HANGING.to_owned(), good]).set("max_retry_times", 0);
+    let (mut daemon, admin) = start_ktransfer(configs::ktransfer(cluster), &module);
+    fleet.wait_until_delivered(N_MESSAGES, DEADLINE);
+    wait_until(DEADLINE, "all messages are done", || cluster.stored_offset("m", &topic, 0) == Some(N_MESSAGES as i64));
+    let status = http::get(&format!("http://{admin}/v1/modules/m")).expect("admin_port answers").json();
+    let messages = &status["messages"];
+    assert_eq!((&messages["given_up"], &messages["failed_attempts"]), (&0.into(), &0.into()), "{messages}");
+    assert_eq!(status["backends"][0]["state"], "in_use", "{status}");
+    daemon.stop(STOP_DEADLINE);
+}
+
 /// Four of five backends, whose look-ups hang; `localhost` needs no name server.
 #[test]
 fn ktransfer_pushes_to_a_backend_beside_others_whose_names_hang() {

@@ -249,7 +249,7 @@ impl Channel {
                     return Ok(decoded);
                 }
                 Ok(None) => {}
-                Err(cause) => return Err(self.malformed(&cause)),
+                Err(cause) => return Err(self.unacceptable(&cause)),
             }
             match self.stream.read(self.frames.space(), deadline) {
                 Ok(count) => self.frames.received(count),
@@ -292,6 +292,21 @@ impl Channel {
             (false, ..) => "",
         };
         self.error(Kind::Lost, format!("{cause}{hint}"))
+    }
+
+    /// Explains a response that has begun and cannot be received.
+    fn unacceptable(&self, cause: &Malformed) -> ConnectionError {
+        // A peer that has answered before is a broker, so the length is one.
+        match self.frames.oversize_bytes().filter(|_| !self.versions.is_empty()) {
+            Some(size) => {
+                let max = self.config.max_response_bytes;
+                self.error(
+                    Kind::TooLarge,
+                    format!("a response of {size} bytes, larger than the maximum of {max} bytes"),
+                )
+            }
+            None => self.malformed(cause),
+        }
     }
 
     fn malformed(&self, cause: &Malformed) -> ConnectionError {

@@ -26,6 +26,8 @@ pub enum ConnectionErrorKind {
     TimedOut,
     /// The response violates the protocol.
     Malformed,
+    /// The response is larger than [`max_response_bytes`](crate::kafka::config::ConnectionConfig::max_response_bytes).
+    TooLarge,
     /// The broker refused the credentials, or has no such mechanism; a retry needs another configuration. No byte of
     /// the request was handed to the socket.
     Denied,

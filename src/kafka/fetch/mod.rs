@@ -19,6 +19,8 @@ mod epochs;
 pub mod event;
 mod fetcher;
 mod outcome;
+#[cfg(test)]
+mod oversize_tests;
 mod partition;
 pub mod record_set;
 mod session;

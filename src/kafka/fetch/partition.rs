@@ -92,6 +92,8 @@ pub(super) struct PartitionReader {
     pub(super) is_queued: bool,
     /// Number of the last response with data: partitions without data for long come first in a request.
     pub(super) last_data: u64,
+    /// A response with this partition was too large: it is requested alone until a response with it is not.
+    pub(super) is_fetched_alone: bool,
     /// Lower bound of the bytes to request, raised if a batch was cut off.
     pub(super) min_request_bytes: usize,
     /// Position reached before a truncation whose point is still being searched.
@@ -142,6 +144,7 @@ impl PartitionReader {
             ready_bytes: 0,
             is_queued: false,
             last_data: 0,
+            is_fetched_alone: false,
             min_request_bytes: 0,
             truncated_from: None,
             stopped: None,
@@ -222,14 +225,18 @@ impl PartitionReader {
     pub(super) fn failed_to_decode(&mut self, reason: String, checksum: u32, now: Instant) -> Option<FetchEvent> {
         let data = Some((self.next, checksum));
         if self.undecodable == data {
-            let pause = self.lasting_backoff.next();
-            let event = self.failed(reason, Duration::ZERO, now);
-            self.not_before = now + pause;
-            return event;
+            return self.failed_for_long(reason, now);
         }
         self.undecodable = data;
         self.lasting_backoff.reset();
         self.failed(reason, Duration::ZERO, now)
+    }
+
+    /// Like [`failed`](Self::failed), with long pauses: the next request will fail in the same way.
+    pub(super) fn failed_for_long(&mut self, reason: String, now: Instant) -> Option<FetchEvent> {
+        let event = self.failed(reason, Duration::ZERO, now);
+        self.not_before = now + self.lasting_backoff.next();
+        event
     }
 
     /// Like [`failed`](Self::failed), without a pause.
@@ -248,6 +255,8 @@ impl PartitionReader {
         self.epochs.extend(&unpacked.epochs);
         self.next = unpacked.next_offset;
         self.min_request_bytes = 0;
+        self.undecodable = None;
+        self.lasting_backoff.reset();
         if unpacked.set.is_empty()
             && let Some(last) = self.ready.back_mut()
         {

@@ -10,7 +10,7 @@ use super::outcome::{FetchOutcome, outcome, throttle};
 use super::session::FetchSession;
 use super::shared::{Shared, State};
 use crate::kafka::config::BrokerAddress;
-use crate::kafka::connection::{Connection, ConnectionError};
+use crate::kafka::connection::{Connection, ConnectionError, ConnectionErrorKind};
 use crate::kafka::metadata::BrokerId;
 use crate::kafka::protocol::Request;
 use crate::kafka::protocol::fetch::{self, FIRST_FLEXIBLE, FetchRequest, FetchResponse};
@@ -127,9 +127,19 @@ impl Worker<'_> {
             request.encode(&mut buffer.bytes, version);
         })?;
         let max_batch_bytes = config.max_batch_bytes();
-        let outcome: FetchOutcome = connection.receive_with(sent, deadline, |body| {
+        let received: Result<FetchOutcome, _> = connection.receive_with(sent, deadline, |body| {
             FetchResponse::decode(body, version).map(|response| outcome(response, plan, max_batch_bytes))
-        })?;
+        });
+        let outcome = match received {
+            Err(cause) if cause.kind == ConnectionErrorKind::TooLarge => {
+                self.disconnected();
+                let mut state = self.shared.lock();
+                state.core.on_too_large(self.id, plan, &cause.to_string(), Instant::now());
+                self.shared.changed(&mut state);
+                return Ok(());
+            }
+            received => received?,
+        };
         self.session.responded(outcome.error_code, outcome.session_id);
         let mut state = self.shared.lock();
         state.core.on_fetched(self.id, plan, outcome, request.session_epoch > 0, Instant::now());

@@ -312,9 +312,10 @@ fn not_received(error: ConnectionError) -> RequestFailure {
         ConnectionErrorKind::NotSent | ConnectionErrorKind::Denied | ConnectionErrorKind::Unsupported => {
             BatchResult::NotStored
         }
-        ConnectionErrorKind::Lost | ConnectionErrorKind::TimedOut | ConnectionErrorKind::Malformed => {
-            BatchResult::MaybeStored
-        }
+        ConnectionErrorKind::Lost
+        | ConnectionErrorKind::TimedOut
+        | ConnectionErrorKind::Malformed
+        | ConnectionErrorKind::TooLarge => BatchResult::MaybeStored,
     };
     RequestFailure { error, result }
 }

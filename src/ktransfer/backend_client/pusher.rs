@@ -11,6 +11,7 @@ use ureq::http::{Request, Response, header};
 use super::agent::{MAX_IDLE_AGE, new_agent};
 use super::exchange::{Exchange, Failure, Report};
 use super::profile::ClientProfile;
+use super::resolver::LookupFailure;
 use crate::ktransfer::job::Job;
 use crate::ktransfer::outcomes::TransportError;
 use crate::ktransfer::policy::AttemptOutcome;
@@ -28,6 +29,8 @@ pub(crate) enum PushEnd {
     /// The claim did not permit a push when the request was to be sent: its lease was not valid, or the claim has
     /// ended. The backend received nothing.
     NotBegun,
+    /// The first look-up of the backend's name has not ended. The backend received nothing.
+    Unresolved,
     /// The lease or the claim ended during the push, or the client was closed. Whether the backend received the message
     /// is unknown. This is no failure of the backend.
     Aborted,
@@ -128,12 +131,20 @@ fn push_end(ended: Result<Result<u16, ureq::Error>, String>, report: Report) -> 
         Ok(Err(cause @ (ureq::Error::Http(_) | ureq::Error::BadUri(_)))) if !report.was_sent => {
             AttemptOutcome::Impossible { reason: cause.to_string() }
         }
+        Ok(Err(cause)) if is_pending(&cause) => return Some(PushEnd::Unresolved),
         Ok(Err(cause)) => {
             let failure = report.failure.unwrap_or_else(|| failure_of(&cause));
             AttemptOutcome::Failed { error: failure.error, reason: failure.text }
         }
         Err(panic) => AttemptOutcome::Failed { error: None, reason: format!("the HTTP client panicked: {panic}") },
     }))
+}
+
+/// Whether the resolver has no addresses yet.
+fn is_pending(cause: &ureq::Error) -> bool {
+    let ureq::Error::Io(cause) = cause else { return false };
+    let failure = cause.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(failure, Some(LookupFailure::Pending(_)))
 }
 
 /// Returns the failure of a push that ended before it had a connection. The resolver reports `NotFound`.

@@ -14,6 +14,7 @@ use ureq::unversioned::transport::NextTimeout;
 
 use super::name_lookup::{EndedLookup, Found, NameLookups};
 use super::request::HTTPS;
+use crate::ktransfer::unresolved_names::UnresolvedNames;
 use crate::locks::{lock, wait_timeout_while};
 use crate::shutdown::Stop;
 
@@ -45,6 +46,7 @@ const REMOVED_LIFETIME: Duration = Duration::from_secs(60);
 pub(crate) struct BackendResolver {
     /// The lock is never held across IO.
     table: Mutex<Table>,
+    unresolved: UnresolvedNames,
     changed: Condvar,
     /// Wakes the thread that looks names up; holds one message at most.
     wake: (Sender<()>, Receiver<()>),
@@ -53,6 +55,8 @@ pub(crate) struct BackendResolver {
 /// The backends by `host:port`.
 struct Table {
     backends: HashMap<String, Entry>,
+    /// The entries of `backend_servers`, each with its `host:port`.
+    servers: Vec<(String, String)>,
     /// Until then, requests wait for the first look-up of a name.
     first_lookup_until: Instant,
 }
@@ -74,6 +78,23 @@ enum Addresses {
     Failed(String),
 }
 
+impl Addresses {
+    fn is_known(&self) -> bool {
+        matches!(self, Addresses::Literal(_) | Addresses::Resolved(_))
+    }
+}
+
+/// Why a backend has no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum LookupFailure {
+    /// Its first look-up has not ended: no attempt was made.
+    #[error("{0:?} is not resolved yet")]
+    Pending(String),
+    /// Its look-up has failed, or it is no backend.
+    #[error("{0}")]
+    Failed(String),
+}
+
 impl Table {
     fn entry(&mut self, name: &str) -> Option<&mut Entry> {
         self.backends.get_mut(name)
@@ -81,15 +102,35 @@ impl Table {
 
     fn replace(&mut self, servers: &[String], now: Instant) {
         self.backends.retain(|_, entry| entry.removed.get_or_insert(now).elapsed() < REMOVED_LIFETIME);
+        self.servers.clear();
         for server in servers {
             let authority = match server.strip_prefix(HTTPS) {
                 Some(host) => with_port(host, HTTPS_PORT),
                 None => with_port(server, HTTP_PORT),
             };
+            self.servers.push((server.clone(), authority.clone()));
             let parsed = authority.parse().map_or(Addresses::Pending, Addresses::Literal);
             self.backends.entry(authority).or_insert(Entry { addresses: parsed, removed: None }).removed = None;
         }
         self.first_lookup_until = now + FIRST_LOOKUP_TIMEOUT;
+    }
+
+    /// Returns the entries of `backend_servers` whose first look-up has not ended, and while there are any, those whose
+    /// look-up has failed: pushes would go to these alone.
+    fn unresolved(&self) -> BTreeSet<String> {
+        let of = |authority: &String| self.backends.get(authority).map(|entry| &entry.addresses);
+        let are_unresolved =
+            self.servers.iter().filter(|(_, authority)| !of(authority).is_some_and(Addresses::is_known));
+        let has_pending =
+            are_unresolved.clone().any(|(_, authority)| matches!(of(authority), Some(Addresses::Pending)));
+        are_unresolved.filter(|_| has_pending).map(|(server, _)| server.clone()).collect()
+    }
+
+    /// Whether a push to `authority` waits for the first look-up: none of the backends has an address yet.
+    fn must_wait(&self, authority: &str) -> bool {
+        let is_known = |entry: &Entry| entry.removed.is_none() && entry.addresses.is_known();
+        let is_pending = |entry: &Entry| matches!(entry.addresses, Addresses::Pending);
+        self.backends.get(authority).is_some_and(is_pending) && !self.backends.values().any(is_known)
     }
 
     /// Returns the names to be looked up.
@@ -103,14 +144,19 @@ impl BackendResolver {
     /// Creates a resolver for `servers`, the entries of `backend_servers`.
     pub(crate) fn new(servers: &[String]) -> Arc<BackendResolver> {
         let now = Instant::now();
-        let mut table = Table { backends: HashMap::new(), first_lookup_until: now };
+        let mut table = Table { backends: HashMap::new(), servers: Vec::new(), first_lookup_until: now };
         table.replace(servers, now);
-        Arc::new(BackendResolver { table: Mutex::new(table), changed: Condvar::new(), wake: bounded(1) })
+        let unresolved = UnresolvedNames::default();
+        unresolved.set(table.unresolved());
+        Arc::new(BackendResolver { table: Mutex::new(table), unresolved, changed: Condvar::new(), wake: bounded(1) })
     }
 
     /// Replaces the backends. What is known of those that stay is kept.
     pub(super) fn replace(&self, servers: &[String]) {
-        self.lock().replace(servers, Instant::now());
+        let mut table = self.lock();
+        table.replace(servers, Instant::now());
+        self.unresolved.set(table.unresolved());
+        drop(table);
         // If the channel is full, the thread looks at the table later anyway.
         let _ = self.wake.0.try_send(());
     }
@@ -136,7 +182,8 @@ impl BackendResolver {
     }
 
     fn note(&self, name: &str, found: Result<Vec<SocketAddr>, String>) {
-        if let Some(entry) = self.lock().entry(name) {
+        let mut table = self.lock();
+        if let Some(entry) = table.entry(name) {
             match found {
                 Ok(addresses) => entry.addresses = Addresses::Resolved(addresses),
                 Err(reason) if !matches!(entry.addresses, Addresses::Resolved(_)) => {
@@ -145,6 +192,8 @@ impl BackendResolver {
                 Err(_) => {}
             }
         }
+        self.unresolved.set(table.unresolved());
+        drop(table);
         self.changed.notify_all();
     }
 
@@ -152,20 +201,25 @@ impl BackendResolver {
         lock(&self.table)
     }
 
-    /// Returns the addresses of `authority`, the `host:port` of a backend. Waits only shortly after the module's start
-    /// or a change of the backends.
-    fn addresses(&self, authority: &str) -> Result<Vec<SocketAddr>, String> {
+    /// Returns the entries of `backend_servers` that have no address yet. It is kept up to date.
+    pub(crate) fn unresolved(&self) -> &UnresolvedNames {
+        &self.unresolved
+    }
+
+    /// Returns the addresses of `authority`, the `host:port` of a backend. Waits only while no backend has an address,
+    /// shortly after the module's start or a change of the backends.
+    fn addresses(&self, authority: &str) -> Result<Vec<SocketAddr>, LookupFailure> {
         let table = self.lock();
         let wait = table.first_lookup_until.saturating_duration_since(Instant::now());
-        let is_pending =
-            |table: &mut Table| matches!(table.entry(authority), Some(Entry { addresses: Addresses::Pending, .. }));
-        let (table, _) = wait_timeout_while(&self.changed, table, wait, is_pending);
+        let (table, _) = wait_timeout_while(&self.changed, table, wait, |table| table.must_wait(authority));
         match table.backends.get(authority).map(|entry| &entry.addresses) {
             Some(Addresses::Literal(address)) => Ok(vec![*address]),
             Some(Addresses::Resolved(addresses)) => Ok(addresses.clone()),
-            Some(Addresses::Failed(reason)) => Err(format!("cannot resolve {authority:?}: {reason}")),
-            Some(Addresses::Pending) => Err(format!("{authority:?} is not resolved yet")),
-            None => Err(format!("{authority:?} is not one of backend_servers")),
+            Some(Addresses::Failed(reason)) => {
+                Err(LookupFailure::Failed(format!("cannot resolve {authority:?}: {reason}")))
+            }
+            Some(Addresses::Pending) => Err(LookupFailure::Pending(authority.to_owned())),
+            None => Err(LookupFailure::Failed(format!("{authority:?} is not one of backend_servers"))),
         }
     }
 }
@@ -215,7 +269,8 @@ impl Round<'_> {
                     for name in overdue {
                         pending.remove(&name);
                         all_resolved = false;
-                        self.note(&name, Err("the name server did not answer in time".to_owned()));
+                        // Not a result: the look-up may still end well.
+                        self.warn(&name, "the name server did not answer in time");
                     }
                 }
             }
@@ -263,16 +318,17 @@ impl Round<'_> {
     fn note(&mut self, name: &str, found: Found) {
         match &found {
             Ok(_) => drop(self.warnings.remove(name)),
-            Err(reason) => {
-                let is_repeat =
-                    |(last, at): &(String, Instant)| last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
-                if !self.warnings.get(name).is_some_and(is_repeat) {
-                    warn!("backend_servers: cannot resolve {name:?}: {reason}");
-                    self.warnings.insert(name.to_owned(), (reason.clone(), Instant::now()));
-                }
-            }
+            Err(reason) => self.warn(name, reason),
         }
         self.resolver.note(name, found);
+    }
+
+    fn warn(&mut self, name: &str, reason: &str) {
+        let is_repeat = |(last, at): &(String, Instant)| last == reason && at.elapsed() <= REPEAT_WARNING_INTERVAL;
+        if !self.warnings.get(name).is_some_and(is_repeat) {
+            warn!("backend_servers: cannot resolve {name:?}: {reason}");
+            self.warnings.insert(name.to_owned(), (reason.to_owned(), Instant::now()));
+        }
     }
 }
 
@@ -294,7 +350,7 @@ impl Resolver for AgentResolver {
     fn resolve(&self, uri: &Uri, _: &AgentConfig, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let default = if uri.scheme_str() == Some("https") { HTTPS_PORT } else { HTTP_PORT };
         let authority = with_port(uri.authority().ok_or(ureq::Error::HostNotFound)?.as_str(), default);
-        let failed = |reason: String| ureq::Error::Io(std::io::Error::new(std::io::ErrorKind::NotFound, reason));
+        let failed = |cause: LookupFailure| ureq::Error::Io(std::io::Error::new(std::io::ErrorKind::NotFound, cause));
         let mut resolved = self.empty();
         for address in self.0.addresses(&authority).map_err(failed)?.into_iter().take(MAX_ADDRESSES) {
             resolved.push(address);
@@ -304,92 +360,4 @@ impl Resolver for AgentResolver {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ip_addresses_resolve_at_once_and_names_after_the_first_look_up() {
-        let resolver = BackendResolver::new(&[
-            "127.0.0.1".into(),
-            "https://127.0.0.2".into(),
-            "[::1]:81".into(),
-            "localhost:82".into(),
-            "no.invalid:1".into(),
-        ]);
-        assert_eq!(resolver.addresses("127.0.0.1:80").unwrap(), ["127.0.0.1:80".parse().unwrap()]);
-        assert_eq!(resolver.addresses("127.0.0.2:443").unwrap(), ["127.0.0.2:443".parse().unwrap()]);
-        assert_eq!(resolver.addresses("[::1]:81").unwrap(), ["[::1]:81".parse().unwrap()]);
-        assert!(resolver.addresses("127.0.0.1:81").unwrap_err().contains("not one of backend_servers"));
-        assert!(resolver.has_names());
-        assert!(!BackendResolver::new(&["10.0.0.1:80".into()]).has_names());
-        let stop = Stop::new();
-        std::thread::scope(|scope| {
-            scope.spawn(|| resolver.run(&stop));
-            // A request waits for the first look-up.
-            assert!(resolver.addresses("localhost:82").unwrap().iter().all(|address| address.port() == 82));
-            assert!(resolver.addresses("no.invalid:1").is_err());
-            stop.trigger();
-        });
-    }
-
-    #[test]
-    fn requests_for_a_name_that_hangs_wait_only_after_the_start() {
-        // Nothing looks the name up.
-        let resolver = BackendResolver::new(&["hangs.invalid".into()]);
-        resolver.lock().first_lookup_until = Instant::now();
-        let began = Instant::now();
-        assert_eq!(resolver.addresses("hangs.invalid:80").unwrap_err(), "\"hangs.invalid:80\" is not resolved yet");
-        assert!(began.elapsed() < FIRST_LOOKUP_TIMEOUT);
-    }
-
-    #[test]
-    fn names_that_hang_delay_no_other_name() {
-        let names: Vec<String> = (0..6).map(|number| format!("hangs-{number}:1")).chain(["good:1".into()]).collect();
-        let (release, released) = bounded::<()>(0);
-        let address: SocketAddr = "10.0.0.9:1".parse().unwrap();
-        let lookups = NameLookups::with(move |name| {
-            if name.starts_with("hangs") {
-                let _ = released.recv();
-            }
-            Ok(vec![address])
-        });
-        let (resolver, stop) = (BackendResolver::new(&names), Stop::new());
-        std::thread::scope(|scope| {
-            scope.spawn(|| resolver.run_with(lookups, &stop));
-            let good = resolver.addresses("good:1");
-            // One that a reload adds is not behind them either.
-            let names: Vec<String> = names.iter().cloned().chain(["added:1".into()]).collect();
-            resolver.replace(&names);
-            let added = resolver.addresses("added:1");
-            stop.trigger();
-            assert_eq!((good, added), (Ok(vec![address]), Ok(vec![address])));
-        });
-        drop(release);
-    }
-
-    #[test]
-    fn a_change_keeps_what_is_known_and_what_pushes_under_way_need() {
-        let servers = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let resolver = BackendResolver::new(&servers(&["stays:1", "goes:2", "10.0.0.1:3"]));
-        let address: SocketAddr = "10.0.0.9:1".parse().unwrap();
-        for name in ["stays:1", "goes:2"] {
-            resolver.note(name, Ok(vec![address]));
-        }
-        resolver.replace(&servers(&["stays:1", "10.0.0.2:4"]));
-        assert_eq!(resolver.addresses("stays:1"), Ok(vec![address]));
-        assert_eq!(resolver.addresses("goes:2"), Ok(vec![address]), "a push may have chosen it");
-        assert_eq!(resolver.addresses("10.0.0.1:3").unwrap().len(), 1);
-        assert_eq!(resolver.addresses("10.0.0.2:4").unwrap().len(), 1);
-        assert_eq!(resolver.lock().names(), ["stays:1"], "what is gone is looked up no more");
-        resolver.lock().entry("goes:2").unwrap().removed = Instant::now().checked_sub(REMOVED_LIFETIME);
-        resolver.replace(&servers(&["no.invalid:5"]));
-        assert!(resolver.addresses("goes:2").unwrap_err().contains("not one of backend_servers"));
-        let stop = Stop::new();
-        std::thread::scope(|scope| {
-            scope.spawn(|| resolver.run(&stop));
-            resolver.replace(&servers(&["localhost:82"]));
-            assert!(resolver.addresses("localhost:82").is_ok(), "the thread is woken");
-            stop.trigger();
-        });
-    }
-}
+mod tests;

@@ -37,6 +37,7 @@ use log::Level;
 use super::config::ModuleConfig;
 use super::metrics::{BackendMetrics, ModuleMetrics};
 use super::policy::AttemptOutcome;
+use super::unresolved_names::UnresolvedNames;
 use crate::locks::lock;
 use crate::log_limited;
 use ejection::Ejection;
@@ -62,6 +63,8 @@ pub(super) struct Backends {
     /// Whether every backend is in use. Written with the lock, read without it.
     are_all_in_use: AtomicBool,
     shared: Mutex<Shared>,
+    /// Those without an address yet are spared.
+    unresolved: UnresolvedNames,
 }
 
 struct Backend {
@@ -188,7 +191,13 @@ impl Backends {
             n_waiting_retries: Arc::default(),
             are_all_in_use: AtomicBool::new(true),
             shared: Mutex::new(shared),
+            unresolved: UnresolvedNames::default(),
         }
+    }
+
+    /// Spares the backends whose name has no address yet.
+    pub(super) fn sparing(self, unresolved: &UnresolvedNames) -> Backends {
+        Backends { unresolved: unresolved.clone(), ..self }
     }
 
     /// Returns the entry of `backend_servers` at this index.
@@ -209,8 +218,11 @@ impl Backends {
     /// Chooses the backend of a push, in the order of the worker's round robin.
     pub(super) fn choose(&self, rotation: &mut BackendRotation, push: NextPush, now: Instant) -> Choice {
         if self.are_all_in_use() {
-            let index = self.next_of(rotation, push.last, self.backends.len(), |_| Some(true));
-            if push.waits_for_other(index, self.backends.len()) {
+            let spared = self.spared(|_| true);
+            let n_candidates = self.backends.len() - spared.len();
+            let has_turn = |index: usize| (!spared.contains(&index)).then_some(true);
+            let index = self.next_of(rotation, push.last, n_candidates, has_turn);
+            if push.waits_for_other(index, n_candidates) {
                 return Choice::WaitForOther;
             }
             if let Some(chosen) = index.and_then(|index| self.begin_in_use(rotation, index, &push)) {
@@ -232,9 +244,14 @@ impl Backends {
             return Choice::Use(self.begin(rotation, index, true, &push));
         }
         let phases = &shared.phases;
-        let has_turn = |index: usize| phases.is_usable(index).then(|| push.random < phases.weight(index, now));
-        match self.next_of(rotation, push.last, n_usable, has_turn) {
-            index if push.waits_for_other(index, n_usable) => Choice::WaitForOther,
+        let spared = self.spared(|index| phases.is_usable(index));
+        let n_candidates = n_usable - spared.len();
+        let has_turn = |index: usize| {
+            let is_candidate = phases.is_usable(index) && !spared.contains(&index);
+            is_candidate.then(|| push.random < phases.weight(index, now))
+        };
+        match self.next_of(rotation, push.last, n_candidates, has_turn) {
+            index if push.waits_for_other(index, n_candidates) => Choice::WaitForOther,
             Some(index) => Choice::Use(self.begin(rotation, index, false, &push)),
             None => Choice::WaitUntil(phases.next_look(now).unwrap_or(now)),
         }

@@ -26,6 +26,17 @@ impl NextPush {
 }
 
 impl Backends {
+    /// Returns the usable backends whose name has no address yet; none if no usable one has an address.
+    pub(super) fn spared(&self, is_usable: impl Fn(usize) -> bool) -> Vec<usize> {
+        if !self.unresolved.has_any() {
+            return Vec::new();
+        }
+        let usable = (0..self.backends.len()).filter(|index| is_usable(*index));
+        let (spared, others): (Vec<_>, Vec<_>) =
+            usable.partition(|index| self.unresolved.has(&self.backends[*index].server));
+        if others.is_empty() { Vec::new() } else { spared }
+    }
+
     /// Returns the next backend of the round robin for which `has_turn` returns a value. Prefers, for a first attempt,
     /// one that returns true (it need not be spared), then one that has less than its share of the pushes under way: a
     /// backend that never answers must not get them all. For a retry that comes first, then that it is not `last`.

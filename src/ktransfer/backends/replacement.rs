@@ -51,6 +51,7 @@ impl Backends {
             n_waiting_retries: Arc::clone(&self.n_waiting_retries),
             are_all_in_use: AtomicBool::new(false),
             shared: Mutex::new(Shared { phases, rates, waiting: BTreeSet::new() }),
+            unresolved: self.unresolved.clone(),
         };
         changed.settle(&mut changed.lock(), now);
         changed

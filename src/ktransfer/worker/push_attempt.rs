@@ -15,8 +15,8 @@ pub(crate) trait PushAttempt: Send {
     /// Returns the url to which the message of `job` is pushed at `server`, for the request and for the log.
     fn url(&self, job: &Job, server: &str) -> String;
 
-    /// Makes an attempt and returns its outcome; `None` if the claim or its lease prevented or ended it, so that the
-    /// attempt does not count. `attempt` counts from 1.
+    /// Makes an attempt and returns its outcome; `None` if the claim or its lease prevented or ended it, or the
+    /// backend's name is not resolved yet, so that the attempt does not count. `attempt` counts from 1.
     fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome>;
 
     /// Closes the connections kept from earlier pushes if they have been idle for too long; returns when they will be,
@@ -38,7 +38,7 @@ impl PushAttempt for Pusher {
     fn push(&mut self, job: &Job, url: &str, attempt: u32) -> Option<AttemptOutcome> {
         match Pusher::push(self, job, url, attempt) {
             PushEnd::Attempted(outcome) => Some(outcome),
-            PushEnd::NotBegun | PushEnd::Aborted => None,
+            PushEnd::NotBegun | PushEnd::Unresolved | PushEnd::Aborted => None,
         }
     }
 

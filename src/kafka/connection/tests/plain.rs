@@ -144,7 +144,7 @@ fn each_failure_of_a_request_is_named_and_is_no_proof_that_it_was_not_sent() {
             Kind::Malformed,
             "a response to another request",
         ),
-        (Box::new(|socket, _| socket.write_all(&[0x7f; 9]).unwrap()), Kind::Malformed, "larger than the maximum"),
+        (Box::new(|socket, _| socket.write_all(&[0x7f; 9]).unwrap()), Kind::TooLarge, "larger than the maximum"),
         (Box::new(|socket, _| drain(socket)), Kind::TimedOut, "no response before the deadline"),
     ];
     for (serve, kind, text) in rows {

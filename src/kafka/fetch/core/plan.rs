@@ -42,7 +42,7 @@ impl FetchCore {
         self.drop_paused_sets();
         let ready: usize = self.partitions.values().map(|reader| reader.ready_bytes).sum();
         let room = self.config.prefetch_bytes.saturating_sub(ready);
-        let found = self.candidates(id, room, now);
+        let mut found = self.candidates(id, room, now);
         let Some(broker) = self.brokers.get_mut(&id) else { return Work::End };
         if found.count == 0 {
             let end = *broker.idle_since.get_or_insert(now) + MAX_IDLE;
@@ -72,7 +72,20 @@ impl FetchCore {
         if !found.epoch_ends.is_empty() {
             return Work::EpochEnds(self.query(id, &found.epoch_ends, now));
         }
-        Work::Fetch(self.fetch(id, versions, &found, room, now))
+        let is_alone = self.choose_alone(id, &mut found.fetch);
+        Work::Fetch(self.fetch(id, versions, &found, is_alone, room, now))
+    }
+
+    /// Leaves one partition in the list, if some must be fetched alone and it is their turn, else the others. Returns
+    /// whether it is the turn of one.
+    fn choose_alone(&mut self, id: BrokerId, names: &mut Vec<TopicPartition>) -> bool {
+        let is_alone = |name: &TopicPartition| self.partitions.get(name).is_some_and(|reader| reader.is_fetched_alone);
+        let Some(first) = names.iter().find(|name| is_alone(name)).cloned() else { return false };
+        let together: Vec<_> = names.iter().filter(|name| !is_alone(name)).cloned().collect();
+        let Some(broker) = self.brokers.get_mut(&id) else { return false };
+        broker.is_turn_of_alone = together.is_empty() || !broker.is_turn_of_alone;
+        *names = if broker.is_turn_of_alone { vec![first] } else { together };
+        broker.is_turn_of_alone
     }
 
     fn candidates(&self, id: BrokerId, room: usize, now: Instant) -> Candidates {
@@ -146,6 +159,7 @@ impl FetchCore {
         id: BrokerId,
         versions: BrokerVersions,
         found: &Candidates,
+        is_alone: bool,
         room: usize,
         now: Instant,
     ) -> FetchPlan {
@@ -153,6 +167,8 @@ impl FetchCore {
         let max_decoded_bytes = (room / workers).max(MIN_REQUEST_BYTES);
         let partition_decoded_bytes = self.share().max(MIN_PARTITION_BYTES);
         let (expansion, max_wait) = self.expansion_and_wait(id, found.has_blocked);
+        // The other partitions wait meanwhile.
+        let max_wait = if is_alone { Duration::ZERO } else { max_wait };
         let number = self.start_request(id, max_wait, now);
         // A power of two: a size that changes all the time would have to be sent all the time.
         let partition_bytes = (partition_decoded_bytes / expansion * 100).max(MIN_PARTITION_BYTES);

@@ -95,6 +95,10 @@ impl FetchCore {
         // A broker that throttles a client answers without partitions, whatever their logs have (KIP-219).
         let leaves_out_unchanged = is_incremental && outcome.throttle.is_zero();
         self.take_nodes(&outcome.nodes);
+        if let [alone] = &plan.wanted[..] {
+            let name = TopicPartition { topic: alone.topic.clone(), partition: alone.fetch.partition };
+            self.partitions.get_mut(&name).into_iter().for_each(|reader| reader.is_fetched_alone = false);
+        }
         let (mut consumed, mut decoded) = (0, 0);
         for partition in outcome.partitions {
             if let Some(unpacked) = &partition.unpacked {
@@ -118,6 +122,21 @@ impl FetchCore {
                     reader.validated();
                 }
                 None
+            });
+        }
+    }
+
+    /// The response to a Fetch request is too large: a broker returns at least one batch, however large. The worker has
+    /// closed the connection. Then each partition is fetched alone, so that only the one with that batch fails.
+    pub(in super::super) fn on_too_large(&mut self, id: BrokerId, plan: &FetchPlan, reason: &str, now: Instant) {
+        self.on_closed(id);
+        self.responded(id, Duration::ZERO, now);
+        let is_alone = plan.wanted.len() == 1;
+        for wanted in &plan.wanted {
+            let name = TopicPartition { topic: wanted.topic.clone(), partition: wanted.fetch.partition };
+            self.with_reader(&name, plan.number, |reader| {
+                reader.is_fetched_alone = true;
+                is_alone.then(|| reader.failed_for_long(reason.to_owned(), now)).flatten()
             });
         }
     }

@@ -78,6 +78,8 @@ pub(super) struct BrokerState {
     pub(super) idle_since: Option<Instant>,
     /// Decoded bytes for 100 bytes of record data, averaged.
     pub(super) expansion_percent: usize,
+    /// The last request was for a partition that must be fetched alone.
+    pub(super) is_turn_of_alone: bool,
     /// Wait of the next request while a partition cannot be requested for lack of room.
     pub(super) short_wait: Duration,
 }
@@ -93,6 +95,7 @@ impl BrokerState {
             overdue_at: None,
             idle_since: None,
             expansion_percent: 100,
+            is_turn_of_alone: false,
             short_wait: MIN_SHORT_WAIT,
         }
     }
