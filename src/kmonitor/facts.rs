@@ -176,6 +176,8 @@ pub(super) struct Facts {
     pub paused: Option<Paused>,
     /// How long it had not been paused when that was last read; `None` if it never was.
     pub unpaused_for: Option<Duration>,
+    /// The oldest offset of the log as it was read before the stored offset; `None`: as in `log`.
+    pub oldest_before: Option<Offset>,
     /// The offset up to which committed messages can be read, where it is below the newest one: the rest waits for a
     /// transaction to end.
     pub stable: Option<Offset>,
@@ -272,6 +274,7 @@ impl Facts {
             went_back: None,
             paused: None,
             unpaused_for: None,
+            oldest_before: None,
             stable: None,
             moved_ago: None,
             moved_at_least: false,

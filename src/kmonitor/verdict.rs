@@ -210,7 +210,15 @@ fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
 
     // An owner is a member, whatever the list of members says.
     let has_member = matches!(facts.owner, Owner::Named(_)) || facts.members.is_some_and(|members| 0 < members);
-    if !has_member && at_least(facts.nobody_there_for, limits.stopped_after) && limits.stopped_after <= waiting_for {
+    // Flink and others that choose their partitions themselves commit to a group that has no member.
+    let commits_from_outside = facts.nobody_there_for.is_some_and(|nobody_for| {
+        facts.moved_ago.is_some_and(|moved_ago| moved_ago.saturating_add(limits.stopped_after) < nobody_for)
+    });
+    if !has_member
+        && !commits_from_outside
+        && at_least(facts.nobody_there_for, limits.stopped_after)
+        && limits.stopped_after <= waiting_for
+    {
         return stopped(code(ReasonCode::NoMember));
     }
     if let Owner::Nobody { since } = facts.owner

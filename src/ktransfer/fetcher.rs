@@ -8,7 +8,7 @@
 mod events;
 mod start_offsets;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,8 @@ pub(super) struct FetchLoop {
     health: Component,
     /// The partitions being read, with their windows.
     assigned: HashMap<PartitionId, WindowId>,
+    /// Those of them that are not to be read at present.
+    paused: HashSet<PartitionId>,
     /// Partitions assigned without a position whose start offset is being looked up.
     awaiting_start: HashMap<PartitionId, WindowId>,
     /// Why start offsets cannot be looked up at present.
@@ -95,6 +97,7 @@ impl FetchLoop {
             metrics,
             health,
             assigned: HashMap::new(),
+            paused: HashSet::new(),
             awaiting_start: HashMap::new(),
             lookup_failure: None,
             report_bytes: 0,
@@ -174,9 +177,13 @@ impl FetchLoop {
             FetchCommand::Pause(partition) => {
                 // It is not to be read. An error that lasts is reported again after the pause.
                 self.channels.read_errors.clear(partition);
+                self.paused.insert(partition);
                 self.fetcher.set_paused(&self.topic_partition(partition), true);
             }
-            FetchCommand::Resume(partition) => self.fetcher.set_paused(&self.topic_partition(partition), false),
+            FetchCommand::Resume(partition) => {
+                self.paused.remove(&partition);
+                self.fetcher.set_paused(&self.topic_partition(partition), false);
+            }
         }
     }
 
@@ -186,6 +193,7 @@ impl FetchLoop {
 
     fn forget(&mut self, partition: PartitionId) {
         self.assigned.remove(&partition);
+        self.paused.remove(&partition);
         self.channels.read_errors.clear(partition);
         if self.awaiting_start.remove(&partition).is_some() {
             self.channels.start_requests.cancel(partition);
@@ -262,8 +270,10 @@ impl FetchLoop {
                 FetchEvent::PartitionError { partition, reason } => {
                     self.metrics.fetch_errors.inc();
                     log_limited!(Level::Warn, "module [{module}]: {partition} cannot be read: {reason}");
-                    if self.assigned.contains_key(&partition.partition) {
-                        self.channels.read_errors.note(partition.partition, reason, Instant::now());
+                    // A paused partition sends no request, whose success would end the error.
+                    let partition = partition.partition;
+                    if self.assigned.contains_key(&partition) && !self.paused.contains(&partition) {
+                        self.channels.read_errors.note(partition, reason, Instant::now());
                     }
                     pause = pause.max(PARTITION_ERROR_PAUSE);
                 }

@@ -243,7 +243,8 @@ impl PartitionReader {
     pub(super) fn report(&mut self, reason: String, grace: Duration, now: Instant) -> Option<FetchEvent> {
         let failing_since = *self.failing_since.get_or_insert(now);
         let is_due = self.reported_at.is_none_or(|at| at + REPORT_INTERVAL <= now);
-        if self.is_stopped || !is_due || now < failing_since + grace {
+        // A paused partition sends no request, whose success would end the error.
+        if self.is_stopped || self.is_paused || !is_due || now < failing_since + grace {
             return None;
         }
         (self.reported_at, self.has_recovered) = (Some(now), false);

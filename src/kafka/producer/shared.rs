@@ -31,7 +31,7 @@ const MAX_CONFIGURED_TIME: Duration = Duration::from_secs(3600);
 const MAX_PASSED_UNDER_LOCK: usize = 32;
 
 /// Pause before another attempt to start a thread.
-const START_PAUSE: Duration = Duration::from_millis(250);
+const START_PAUSE: Duration = Duration::from_secs(1);
 
 /// Settings of a producer.
 #[derive(Clone, Copy, Debug)]

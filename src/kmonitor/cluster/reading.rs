@@ -42,9 +42,9 @@ type ReadModule = Result<Option<ModuleReading>, String>;
 /// Which logs are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LogsOf {
-    /// Those of a slice, whose stored offsets were read just before, or cannot be read.
+    /// Those of a slice, whose stored offsets were read just before.
     Slice,
-    /// Those of other modules. With stored offsets that were read long ago their ends make no delay.
+    /// Those of other modules, or of a slice whose stored offsets cannot be read. With stored offsets that were read long ago their ends make no delay.
     Any,
 }
 
@@ -94,7 +94,9 @@ impl Poller {
             if stop.is_triggered() {
                 return;
             }
-            self.read_logs(&slice, LogsOf::Slice, stop);
+            // Without new stored offsets there is no new delay: the latest one stays until it is too old.
+            let of = if is_readable { LogsOf::Slice } else { LogsOf::Any };
+            self.read_logs(&slice, of, stop);
             self.publish_if_late();
         }
         if chosen.len() < count && is_readable {

@@ -24,10 +24,13 @@ pub(in crate::kmonitor) fn is_beyond_end(facts: &Facts) -> bool {
     }
 }
 
-/// Returns the number of messages that retention deleted before they were pushed.
+/// Returns the number of messages that retention deleted before they were pushed: they were gone before the stored
+/// offset was read.
 pub(in crate::kmonitor) fn lost(facts: &Facts) -> u64 {
     match (&facts.stored, &facts.log) {
-        (Stored::Offset(stored), LogState::Known { oldest, .. }) if !facts.recreated => distance(*stored, *oldest),
+        (Stored::Offset(stored), LogState::Known { oldest, .. }) if !facts.recreated => {
+            distance(*stored, facts.oldest_before.map_or(*oldest, |before| before.min(*oldest)))
+        }
         _ => 0,
     }
 }

@@ -59,9 +59,10 @@ pub(super) fn facts_of(context: &Context<'_>, partition: PartitionId, place: &Pl
         stored_age,
         stored_unknown: module.failure.as_ref().map(silent),
         log: match (log_state(log), pair) {
-            (LogState::Known { oldest, .. }, Some(pair)) => LogState::Known { oldest, newest: pair.newest },
+            (LogState::Known { .. }, Some(pair)) => LogState::Known { oldest: pair.oldest, newest: pair.newest },
             (state, _) => state,
         },
+        oldest_before: pair.map(|pair| pair.oldest_before),
         pair_age: age(pair.map(|pair| pair.at)),
         log_age: age(log.and_then(|log| log.read)),
         log_unknown: log.map_or(Some(UnknownReason::NotReadYet), |log| log.unknown.as_deref().cloned()),

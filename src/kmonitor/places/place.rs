@@ -82,8 +82,12 @@ pub(super) struct Pair {
     pub(super) stored: Stored,
     /// Whether the stored offset is that of an earlier topic of the name.
     pub(super) is_recreated: bool,
+    pub(super) oldest: Offset,
     pub(super) newest: Offset,
     pub(super) stable: Option<Offset>,
+    /// The oldest offset as it was read before the stored one; [`Offset::MIN`] if it was not. What was deleted later may
+    /// have been pushed before.
+    pub(super) oldest_before: Offset,
     /// When the end was read.
     pub(super) at: Instant,
     recreation_count: u32,
@@ -223,11 +227,17 @@ impl Place {
                 self.is_recreated |= CONFIRM <= self.beyond_count;
             }
         }
-        self.pair = log.ends.zip(log.read).map(|((_, newest), at)| Pair {
+        let before = self.pair.as_ref().filter(|pair| pair.recreation_count == log.recreation_count);
+        let oldest_before = before.map_or(Offset::MIN, |pair| {
+            if read.is_some_and(|read| pair.at <= read) { pair.oldest } else { pair.oldest_before }
+        });
+        self.pair = log.ends.zip(log.read).map(|((oldest, newest), at)| Pair {
             stored: self.stored.clone(),
             is_recreated: self.is_recreated,
+            oldest,
             newest,
             stable: log.stable,
+            oldest_before,
             at,
             recreation_count: log.recreation_count,
         });

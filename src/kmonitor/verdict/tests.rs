@@ -121,6 +121,7 @@ fn each_rule_has_its_verdict() {
         ("nothing waits", still(waiting(0, 0)), Ok, Code::NothingWaits),
         ("only markers wait", Facts { undeliverable: true, ..still(waiting(3, 9_000)) }, Ok, Code::NothingDeliverable),
         ("nobody is there", dead(90), Stopped, Code::NoMember),
+        ("commits from outside", Facts { moved_ago: Some(seconds(60)), ..dead(60) }, Ok, Code::Waiting),
         (
             "an owner, but no member in the list",
             Facts { owner: Owner::Named("a".into()), ..dead(50) },

@@ -54,6 +54,8 @@ pub(super) struct ClaimedPartition {
     log_since: WindowId,
     /// The jobs among `in_flight` whose messages were given up, and wait for their dead letters.
     letters: BTreeSet<(Offset, WindowId)>,
+    /// Those whose messages may have been replaced since: their letters say nothing about the present log.
+    void_letters: BTreeSet<(Offset, WindowId)>,
     /// How far the partition was read, and in which log.
     pub(super) log: LogTrack,
     /// The highest leader epoch that had been read when the messages were done that the window takes as done before;
@@ -102,6 +104,7 @@ impl ClaimedPartition {
             window,
             log_since: window_id,
             letters: BTreeSet::new(),
+            void_letters: BTreeSet::new(),
             log: LogTrack::starting_at(start),
             // A snapshot of an earlier version has only the epoch of the commit point.
             done_before_epoch: claim.position.as_ref().and_then(|stored| stored.read_epoch.or(stored.leader_epoch)),
@@ -121,8 +124,8 @@ impl ClaimedPartition {
     }
 
     /// Looks at the leader epoch of messages that were read, before they are taken. If it is above all epochs that had
-    /// been read when messages were done before, these may have been cut off and replaced, so all are pushed, also
-    /// those whose dead letters are on their way since before a pause.
+    /// been read when messages were done before, these may have been cut off and replaced, so all that were not read
+    /// again are pushed, also those whose dead letters are on their way since before a pause.
     ///
     /// Why this is enough: an unclean election makes a broker the leader that misses messages at the end of the log.
     /// What it appends in their place has its epoch, which is above that of every earlier leader, so above every epoch
@@ -135,7 +138,8 @@ impl ClaimedPartition {
             && before < read
         {
             self.window.repeat_done_before();
-            self.log_since = self.window_id;
+            let next = self.log.next().unwrap_or(Offset::MIN);
+            self.void_letters.append(&mut self.letters.split_off(&(next, WindowId(0))));
         }
     }
 
@@ -158,7 +162,7 @@ impl ClaimedPartition {
 
     /// Returns the number of jobs that are not acknowledged and do not wait for their dead letter.
     pub(super) fn n_pushing(&self) -> usize {
-        self.in_flight.saturating_sub(self.letters.len())
+        self.in_flight.saturating_sub(self.letters.len() + self.void_letters.len())
     }
 
     /// Notes that a message waits for its dead letter.
@@ -193,6 +197,7 @@ impl ClaimedPartition {
     pub(super) fn end_job(&mut self, ack: &Ack) -> (bool, bool) {
         self.in_flight -= 1;
         let had_letter = self.letters.remove(&(ack.offset, ack.window));
+        self.void_letters.remove(&(ack.offset, ack.window));
         let is_of_window = ack.window == self.window_id || had_letter && self.log_since <= ack.window;
         if ack.end != JobEnd::Done || !is_of_window {
             return (false, false);

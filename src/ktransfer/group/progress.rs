@@ -143,7 +143,8 @@ impl Progress {
 /// Lists the offsets that are not stored, as text for an error that a stop reports; empty without any.
 pub(super) fn unstored<'a>(progress: impl Iterator<Item = (PartitionId, &'a Progress)>) -> String {
     let shown = |offset: Option<Offset>| offset.map_or("none".to_owned(), |offset| offset.to_string());
-    let unstored = progress.filter(|(_, progress)| progress.has_new_offset());
+    let has_unstored = |progress: &Progress| progress.committed.is_some() && progress.committed != progress.stored;
+    let unstored = progress.filter(|(_, progress)| has_unstored(progress));
     let listed: Vec<String> = unstored
         .map(|(partition, progress)| {
             format!("{partition} at {} (stored: {})", shown(progress.committed), shown(progress.stored))

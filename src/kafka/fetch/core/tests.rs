@@ -140,6 +140,23 @@ fn paused_partitions_do_not_take_the_room_of_the_others() {
 }
 
 #[test]
+fn a_paused_partition_without_a_leader_is_reported_after_the_pause() {
+    let now = Instant::now();
+    let mut core = core(10_000, 1, now);
+    core.set_paused(&name(0), true);
+    let mut leaderless = metadata(1, 1, 5);
+    leaderless.topics[0].partitions[0].leader = None;
+    let errors_at = |core: &mut FetchCore, seconds| {
+        core.on_metadata(&["t".into()], &leaderless, now + Duration::from_secs(seconds));
+        let events = core.take(100);
+        events.iter().filter(|event| matches!(event, FetchEvent::PartitionError { .. })).count()
+    };
+    assert_eq!([errors_at(&mut core, 1), errors_at(&mut core, 60)], [0, 0]);
+    core.set_paused(&name(0), false);
+    assert_eq!(errors_at(&mut core, 61), 1);
+}
+
+#[test]
 fn nothing_is_returned_after_a_revocation_or_of_an_earlier_assignment() {
     let now = Instant::now();
     let mut core = core(100_000, 2, now);

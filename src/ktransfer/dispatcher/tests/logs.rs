@@ -171,3 +171,27 @@ fn after_a_pause_messages_stay_done_unless_they_were_replaced_meanwhile() {
         assert_eq!(rig.commit_point(), Some(if epoch == 6 { 5 } else { 3 }));
     }
 }
+
+#[test]
+fn a_dead_letter_counts_for_a_message_that_was_read_again_before_the_leader_changed() {
+    let mut rig = rig(|_| {});
+    let window = rig.gain(1);
+    rig.fetched_of_epoch(window, 0..5, 6);
+    assert_eq!(rig.jobs().len(), 5);
+    rig.awaits_letter(window, 3);
+    rig.pause();
+    for offset in [0, 1, 2, 4] {
+        rig.end(window, offset, JobEnd::Abandoned);
+    }
+    rig.resume();
+    let (second, _) = rig.last_assigned();
+    rig.fetched_of_epoch(second, 0..5, 6);
+    assert_eq!(rig.jobs(), [0, 1, 2, 4]);
+    rig.fetched_of_epoch(second, 5..6, 7);
+    assert_eq!(rig.jobs(), [5]);
+    for offset in [0, 1, 2, 4, 5] {
+        rig.end(second, offset, JobEnd::Done);
+    }
+    rig.end(window, 3, JobEnd::Done);
+    assert_eq!(rig.commit_point(), Some(6));
+}
