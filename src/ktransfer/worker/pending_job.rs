@@ -76,7 +76,8 @@ impl PendingJob {
     }
 
     /// Whether the job must not be attempted after `abandoned`, a job before it, was abandoned: they have the same
-    /// claim, and its next owner pushes both. Nobody pushes a message of a log that is gone again, so none waits for it.
+    /// claim, and its next owner pushes both. Nobody pushes a message of a log that is gone again, so none waits for
+    /// it.
     pub(super) fn follows(&self, abandoned: &Job) -> bool {
         let Job { assignment, window, .. } = abandoned;
         Arc::ptr_eq(&self.job.assignment, assignment) && assignment.is_of_present_log(*window)
