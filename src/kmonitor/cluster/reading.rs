@@ -44,7 +44,8 @@ type ReadModule = Result<Option<ModuleReading>, String>;
 enum LogsOf {
     /// Those of a slice, whose stored offsets were read just before.
     Slice,
-    /// Those of other modules, or of a slice whose stored offsets cannot be read. With stored offsets that were read long ago their ends make no delay.
+    /// Those of other modules, or of a slice whose stored offsets cannot be read. With stored offsets that were read
+    /// long ago their ends make no delay.
     Any,
 }
 

@@ -85,8 +85,8 @@ pub(super) struct Pair {
     pub(super) oldest: Offset,
     pub(super) newest: Offset,
     pub(super) stable: Option<Offset>,
-    /// The oldest offset as it was read before the stored one; [`Offset::MIN`] if it was not. What was deleted later may
-    /// have been pushed before.
+    /// The oldest offset as it was read before the stored one; [`Offset::MIN`] if it was not. What was deleted later
+    /// may have been pushed before.
     pub(super) oldest_before: Offset,
     /// When the end was read.
     pub(super) at: Instant,
