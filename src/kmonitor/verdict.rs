@@ -210,12 +210,14 @@ fn standstill(facts: &Facts, limits: &Limits) -> Option<Finding> {
 
     // An owner is a member, whatever the list of members says.
     let has_member = matches!(facts.owner, Owner::Named(_)) || facts.members.is_some_and(|members| 0 < members);
-    // Flink and others that choose their partitions themselves commit to a group that has no member.
-    let commits_from_outside = facts.nobody_there_for.is_some_and(|nobody_for| {
-        facts.moved_ago.is_some_and(|moved_ago| moved_ago.saturating_add(limits.stopped_after) < nobody_for)
+    // Flink and others that choose their partitions themselves commit to a group without members: what has moved since
+    // nobody is there moves without them, as long as it does not stand still.
+    let has_moved = facts.nobody_there_for.zip(facts.moved_ago).is_some_and(|(nobody_for, moved_ago)| {
+        moved_ago < limits.stalled_after && moved_ago.saturating_add(limits.stopped_after) < nobody_for
     });
+    let moves_without_members = has_moved && !facts.moved_at_least;
     if !has_member
-        && !commits_from_outside
+        && !moves_without_members
         && at_least(facts.nobody_there_for, limits.stopped_after)
         && limits.stopped_after <= waiting_for
     {

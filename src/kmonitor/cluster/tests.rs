@@ -129,6 +129,8 @@ fn what_retention_deleted_is_lost_and_no_delay() {
     }
     rig.broker.trim(&TopicPartition { topic: "t".into(), partition: 0 }, 1_000);
     assert_eq!(rig.delays(), of_m(&[(0, 0), (1, 0)]));
+    assert_eq!(rig.board.view().clusters[0].modules[0].lost, 0, "they may have been pushed before they were deleted");
+    assert_eq!(rig.delays(), of_m(&[(0, 0), (1, 0)]));
     assert_eq!(rig.board.view().clusters[0].modules[0].lost, 990);
 }
 

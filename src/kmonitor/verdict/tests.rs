@@ -121,7 +121,7 @@ fn each_rule_has_its_verdict() {
         ("nothing waits", still(waiting(0, 0)), Ok, Code::NothingWaits),
         ("only markers wait", Facts { undeliverable: true, ..still(waiting(3, 9_000)) }, Ok, Code::NothingDeliverable),
         ("nobody is there", dead(90), Stopped, Code::NoMember),
-        ("commits from outside", Facts { moved_ago: Some(seconds(60)), ..dead(60) }, Ok, Code::Waiting),
+        ("moves without members", Facts { moved_ago: Some(seconds(20)), ..dead(50) }, Ok, Code::Waiting),
         (
             "an owner, but no member in the list",
             Facts { owner: Owner::Named("a".into()), ..dead(50) },
@@ -319,7 +319,8 @@ fn since_is_when_the_verdict_began_and_the_reason_follows_the_facts() {
     let (still, reason) = judge(&waiting(12, 2), &Limits::default(), &ok, at(10));
     assert_eq!((still.since, still.code), (at(5), ReasonCode::Waiting));
     assert_eq!(&*reason.text, "12 messages wait, 2 s behind");
-    let dead = Facts { members: Some(0), owner: nobody(95), nobody_there_for: Some(seconds(95)), ..waiting(1_204, 90) };
+    let (long, owner) = (Some(seconds(95)), nobody(95));
+    let dead = Facts { members: Some(0), owner, nobody_there_for: long, moved_ago: long, ..waiting(1_204, 90) };
     let (first, reason) = judge(&dead, &Limits::default(), &still, at(15));
     assert_eq!((first.verdict, reason.code), (Verdict::Ok, ReasonCode::Waiting), "the reason is that of the verdict");
     let (second, reason) = judge(&dead, &Limits::default(), &first, at(20));
