@@ -148,7 +148,8 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
         self.refresh_first_at = next_share(started);
         match outcome {
             Ok(answers) => {
-                self.refresh_count = (self.refresh_count * 2).min(MAX_REFRESHED_AT_ONCE);
+                // Slowly, so that a size that failed does not come back at once.
+                self.refresh_count = (self.refresh_count + self.refresh_count / 8).min(MAX_REFRESHED_AT_ONCE);
                 self.gate.handle_refreshed(&answers);
             }
             // Appends with later deadlines may still get an answer.

@@ -14,8 +14,9 @@ use crate::kafka::fetch::{self, Fetcher as Client, MessageView};
 use crate::supervise::Supervisor;
 
 /// For this long after the client has reported that no broker can be reached, polls without messages report it again.
-/// The client itself reports it once a second.
-const UNREACHABLE_FOR: Duration = Duration::from_millis(1_500);
+/// The client itself reports it at the end of each attempt to get metadata, which takes up to 5 s and is followed by a
+/// pause of up to 1 s.
+const UNREACHABLE_FOR: Duration = Duration::from_secs(7);
 
 /// Reads messages with the client in `src/kafka`.
 pub(in crate::broker) struct NativeFetcher {

@@ -11,11 +11,11 @@ use crate::broker::topic_rules::TopicRules;
 const DOUBTED_AGE: Duration = Duration::from_secs(1);
 
 impl<W> TopicTable<W> {
-    /// Returns at most `max` known topics whose partition count must be refreshed: first those that items wait for,
-    /// then those that have been due for longest.
+    /// Returns at most `max` known topics whose partition count must be refreshed, those first that have been due for
+    /// longest. While items wait for some, these alone: a long response would delay the items, or fail.
     pub(in crate::broker) fn stale_topics(&self, max: usize, now: Instant) -> Vec<Arc<str>> {
-        let order = |topic: &KnownTopic<W>| (!topic.is_awaited(), topic.refresh_at);
-        self.first_topics(max, |topic| (topic.refresh_at <= now).then(|| order(topic)))
+        let has_turn = |topic: &KnownTopic<W>| topic.is_awaited() || !self.has_awaited();
+        self.first_topics(max, |topic| (topic.refresh_at <= now && has_turn(topic)).then_some(topic.refresh_at))
     }
 
     /// Returns at most `max` known topics whose rules must be read: those that have been due for longest.
@@ -51,7 +51,11 @@ impl<W> TopicTable<W> {
         let Topic::Known(known) = entry else { return None };
         let waiting = std::mem::take(&mut known.waiting);
         if !matches!(answer, LookupAnswer::Unreachable(_)) {
-            (known.since, known.refresh_at) = (now, now + REFRESH_AGE);
+            known.refresh_at = now + REFRESH_AGE;
+        }
+        // A partition is reported as missing only by a count that was read since.
+        if matches!(answer, LookupAnswer::Exists(_)) {
+            known.since = now;
         }
         let result = match answer {
             LookupAnswer::Exists(count) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use log::warn;
 
 use crate::supervise::spawn_expendable;
 
@@ -45,6 +46,8 @@ impl NameLookups {
     }
 
     /// Begins to look up `host:port`, unless an earlier look-up of it has not ended: one that hangs has one thread.
+    /// If the limit on look-ups is reached, or no thread can be started, it does not begin: that says nothing about the
+    /// name, which stays pending.
     pub(super) fn begin(&mut self, name: &str) {
         if !self.in_flight.insert(name.to_owned()) {
             return;
@@ -55,7 +58,8 @@ impl NameLookups {
         };
         if RUNNING.fetch_add(1, Ordering::Relaxed) >= MAX_LOOKUPS {
             RUNNING.fetch_sub(1, Ordering::Relaxed);
-            return end(&self.sender, name.to_owned(), Err(format!("{MAX_LOOKUPS} earlier look-ups have not ended")));
+            self.in_flight.remove(name);
+            return;
         }
         let (look_up, sender, name) = (Arc::clone(&self.look_up), self.sender.clone(), name.to_owned());
         let started = spawn_expendable("names-look-up", {
@@ -67,7 +71,8 @@ impl NameLookups {
         });
         if let Err(cause) = started {
             RUNNING.fetch_sub(1, Ordering::Relaxed);
-            end(&self.sender, name, Err(format!("a thread cannot be started: {cause}")));
+            self.in_flight.remove(&name);
+            warn!("the name {name} cannot be looked up, retrying: a thread cannot be started: {cause}");
         }
     }
 

@@ -232,10 +232,13 @@ impl Backends {
         let mut shared = self.lock();
         self.settle(&mut shared, now);
         let n_usable = shared.phases.n_usable();
+        // A backend whose name has no address yet gets no push, so no other is spared for it.
+        let takes_pushes = |index: &usize| shared.phases.is_usable(*index) && !self.is_unresolved(*index);
+        let has_others = (0..self.backends.len()).any(|index| takes_pushes(&index));
         let is_due = |index: &usize| {
-            let is_better_elsewhere = n_usable > 0 && (!push.may_retry || push.last == Some(*index));
+            let is_better_elsewhere = has_others && (!push.may_retry || push.last == Some(*index));
             // Also probes may hang for ever: while others can be used, they take no more than their share.
-            let has_room = n_usable == 0 || self.has_room(*index, self.backends.len());
+            let has_room = !has_others || self.has_room(*index, self.backends.len());
             !is_better_elsewhere && has_room && shared.phases.due(*index).is_some_and(|due| due <= now)
         };
         if let Some(index) = rotation.order(self.backends.len()).find(is_due) {

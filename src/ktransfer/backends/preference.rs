@@ -32,9 +32,13 @@ impl Backends {
             return Vec::new();
         }
         let usable = (0..self.backends.len()).filter(|index| is_usable(*index));
-        let (spared, others): (Vec<_>, Vec<_>) =
-            usable.partition(|index| self.unresolved.has(&self.backends[*index].server));
+        let (spared, others): (Vec<_>, Vec<_>) = usable.partition(|index| self.is_unresolved(*index));
         if others.is_empty() { Vec::new() } else { spared }
+    }
+
+    /// Whether the name of the backend has no address yet.
+    pub(super) fn is_unresolved(&self, index: usize) -> bool {
+        self.unresolved.has_any() && self.unresolved.has(&self.backends[index].server)
     }
 
     /// Returns the next backend of the round robin for which `has_turn` returns a value. Prefers, for a first attempt,

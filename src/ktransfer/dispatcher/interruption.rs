@@ -154,7 +154,7 @@ impl Dispatcher {
         let window = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let log = LogIdentity { leader_epoch: None, ..state.log.identity(to) };
-        state.replace_window(window, StartPosition { offset: to, log });
+        state.replace_window(window, StartPosition { offset: to, log }, false);
         if let Some(interruption) = &mut state.interruption {
             interruption.seek = Some(Seek { to, is_sent: true });
         }

@@ -41,7 +41,7 @@ impl Dispatcher {
     /// Begins the window at the start offset, which the group has received already.
     pub(super) fn on_start_offset(&mut self, window: WindowId, partition: PartitionId, offset: Offset) {
         let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.window_id == window) else { return };
-        state.replace_window(window, StartPosition { offset, log: LogIdentity::default() });
+        state.replace_window(window, StartPosition { offset, log: LogIdentity::default() }, false);
         self.follow_pause(partition);
     }
 
@@ -132,7 +132,7 @@ impl Dispatcher {
         self.context.metrics.count_reset(reset);
         let window = self.new_window();
         let Some(state) = self.partitions.get_mut(&partition) else { return };
-        state.replace_window(window, start);
+        state.replace_window(window, start, matches!(reset, OffsetReset::Truncated));
         // What was pushed of the log before, and refused, must not hold up the messages with its key in this one.
         state.in_flight -= self.outbox.drop_over(&state.assignment);
         let generation = state.generation();

@@ -211,10 +211,13 @@ impl ClaimedPartition {
     }
 
     /// Replaces the window by an empty one that starts at `start`, which the group receives otherwise. Jobs of the
-    /// earlier window may still be in flight; they move no commit point.
-    pub(super) fn replace_window(&mut self, window_id: WindowId, start: StartPosition) {
+    /// earlier window may still be in flight; they move no commit point. `keeps_log`: messages of that window may still
+    /// be in the log and are read again. So they keep their order and their retries.
+    pub(super) fn replace_window(&mut self, window_id: WindowId, start: StartPosition, keeps_log: bool) {
         (self.window_id, self.log_since) = (window_id, window_id);
-        self.assignment.begin_log(window_id);
+        if !keeps_log {
+            self.assignment.begin_log(window_id);
+        }
         self.window = Window::starting_at(start.offset);
         self.done_before_epoch = None;
         self.log = LogTrack::starting_at(Some(start));

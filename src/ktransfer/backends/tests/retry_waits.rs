@@ -1,6 +1,7 @@
 //! Retries under full load: they wait for another backend than the one that failed them.
 
 use super::*;
+use crate::ktransfer::unresolved_names::UnresolvedNames;
 
 /// A module with two backends and four workers.
 fn rig() -> Rig {
@@ -78,5 +79,25 @@ fn a_wait_ends_when_no_push_ends_elsewhere_and_after_ten_seconds() {
             let _ = rig.backends.end(busy, PushVerdict::Good, now);
             assert_eq!(rig.backends.may_wait(&wait, now), index == 0 && n_seconds < 10, "{n_seconds}");
         }
+    }
+}
+
+#[test]
+fn an_ejected_backend_is_probed_although_one_without_an_address_is_in_use() {
+    let unresolved = UnresolvedNames::default();
+    unresolved.set(["b1:80".to_owned()].into());
+    let rig = rig();
+    let mut rig = Rig { backends: rig.backends.sparing(&unresolved), ..rig };
+    rig.eject(&[0]);
+    let last_attempt = NextPush { may_retry: false, ..retry(0, true) };
+    rig.now += Duration::from_secs(600);
+    for push in [retry(0, true), last_attempt] {
+        match rig.choose_for(push) {
+            Choice::Use(chosen) if chosen.index == 0 => {
+                let _ = rig.backends.end(chosen, PushVerdict::Bad(&FAILED), rig.now);
+            }
+            _ => panic!("expected a probe"),
+        }
+        rig.now += Duration::from_secs(600);
     }
 }

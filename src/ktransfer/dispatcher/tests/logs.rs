@@ -95,6 +95,9 @@ fn a_truncated_log_is_read_from_where_the_logs_diverge_or_from_the_first_message
         assert_eq!(start, StartPosition { offset: continues_at, log });
         assert_eq!(rig.stored_now(), Some((continues_at, log)));
         assert!(rig.has_metric("ktransfer_truncated_messages_total{module=\"m\"} 2"));
+        // Messages below the divergence are read again: their jobs go on in their order until then.
+        let assignment = &rig.dispatcher.partitions[&0].assignment;
+        assert!(!assignment.is_over_for(window, 2, true));
     }
 }
 
