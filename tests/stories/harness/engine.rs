@@ -65,6 +65,7 @@ pub(crate) fn read_messages(fetcher: &mut dyn Fetcher, count: usize) -> Vec<Mess
             match event {
                 // The fetcher itself retries after these errors.
                 FetchEvent::PartitionError { .. }
+                | FetchEvent::Recovered { .. }
                 | FetchEvent::BrokerUnreachable { .. }
                 | FetchEvent::Unreachable { .. } => {}
                 other => panic!("{other:?}"),
