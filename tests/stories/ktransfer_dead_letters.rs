@@ -194,13 +194,14 @@ fn a_topic_that_is_too_small_holds_up_the_key_of_the_large_message_until_it_is_e
     let large = vec![b'x'; 100_000];
     let messages: [(&[u8], &[u8]); 4] =
         [(b"bad-large", &large), (b"bad-large", b"1"), (b"bad-small", b"0"), (b"good", b"0")];
-    cluster.produce(&topic, 0, &messages);
     let file = configs::module(&topic, &fleet.addresses())
         .set("max_retry_times", 0)
         .set("fail_retry_interval_ms", 20)
         .set("max_retry_interval_ms", 500)
         .set("dead_letter_topic", &dead);
+    // It is ready until the first letter cannot be stored.
     let mut member = Member::start(cluster, &module, "a", file);
+    cluster.produce(&topic, 0, &messages);
     wait_until(DEADLINE, "the letter of the small message is stored, the large one waits", || {
         cluster.message_count(&dead) == 1 && member.readiness().1.contains("max.message.bytes")
     });

@@ -135,7 +135,7 @@ fn moves_to_kafka_and_back(servers: Servers) {
     rig.assert_moves(&first, &["kafka"], &["moved 2 partitions from ZooKeeper to Kafka"]);
     let committed = rig.committed();
     assert!(committed[0].0 == STUCK && committed[0].1.contains(";d="), "{committed:?}");
-    assert!(committed.iter().all(|(_, text)| text.contains(";m=1,") && text.contains(",ann")), "{committed:?}");
+    assert!(committed.iter().all(|(_, text)| text.contains(";m=") && text.contains(",ann")), "{committed:?}");
 
     let (mut second, operator) = rig.start(false);
     wait_for_state(&operator, "paused", &[0, 1]);
