@@ -101,6 +101,11 @@ impl<'a> WireReader<'a> {
         u32::try_from(value).map_err(|_| Malformed("a variable-length number that is too large"))
     }
 
+    /// Reads a string like [`string`](Self::string), null as an empty one.
+    pub fn text(&mut self, flexible: bool) -> Result<String, Malformed> {
+        Ok(self.string(flexible)?.unwrap_or_default().to_owned())
+    }
+
     /// Reads a string, a compact string if `flexible`; returns `None` for null.
     pub fn string(&mut self, flexible: bool) -> Result<Option<&'a str>, Malformed> {
         let length = if flexible { i64::from(self.unsigned_varint()?) - 1 } else { i64::from(self.i16()?) };

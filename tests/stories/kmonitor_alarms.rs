@@ -123,9 +123,7 @@ fn a_live_group_in_kafka_that_stands_still_is_never_stopped() {
     let cluster = cluster();
     let (topic, name) = (cluster.new_topic("still_group", 1), unique("still_group"));
     let fails = Arc::new(AtomicBool::new(false));
-    let is_failing = Arc::clone(&fails);
-    let fleet =
-        Fleet::start(1, move |_| if is_failing.load(Ordering::Relaxed) { Reply::status(500) } else { Reply::ok() });
+    let fleet = Fleet::start_failing_while(&fails);
     let brokers: Vec<String> = cluster.broker_list().into_iter().map(str::to_owned).collect();
     let file =
         configs::module(&topic, &fleet.addresses()).set("max_retry_times", -1).set("fail_retry_interval_ms", 200);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::fake_zookeeper::{FakeZooKeeper, Nodes};
-use crate::harness::fleet::{Fleet, Reply};
+use crate::harness::fleet::Fleet;
 use crate::harness::operator::{Operator, Operators};
 use crate::harness::{
     Cluster, ConfigFile, Kmonitor, Ktransfer, cluster, configs, group_wire, kafka_tools, kraft_cluster, unique,
@@ -150,9 +150,7 @@ fn what_an_operator_has_paused_is_not_stalled() {
     for in_kafka in [false, true] {
         let (topic, name) = (cluster.new_topic("paused", 1), unique("paused"));
         let fails = Arc::new(AtomicBool::new(false));
-        let is_failing = Arc::clone(&fails);
-        let fleet =
-            Fleet::start(1, move |_| if is_failing.load(Ordering::Relaxed) { Reply::status(500) } else { Reply::ok() });
+        let fleet = Fleet::start_failing_while(&fails);
         let brokers: Vec<String> = cluster.broker_list().into_iter().map(str::to_owned).collect();
         let file =
             configs::module(&topic, &fleet.addresses()).set("max_retry_times", -1).set("fail_retry_interval_ms", 200);

@@ -113,9 +113,7 @@ fn a_backend_that_fails_is_stalled_and_one_that_recovers_is_not() {
     let cluster = cluster();
     let (topic, name) = (cluster.new_topic("failing", 1), unique("failing"));
     let fails = Arc::new(AtomicBool::new(true));
-    let is_failing = Arc::clone(&fails);
-    let fleet =
-        Fleet::start(1, move |_| if is_failing.load(Ordering::Relaxed) { Reply::status(500) } else { Reply::ok() });
+    let fleet = Fleet::start_failing_while(&fails);
     let file =
         configs::module(&topic, &fleet.addresses()).set("max_retry_times", -1).set("fail_retry_interval_ms", 200);
     let _member = Member::start(cluster, &name, "a", file);

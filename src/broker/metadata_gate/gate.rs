@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::reachability::Reachability;
 use super::state::{FailedAppend, GateState, PendingAppend, ProducerEngine, TopicAnswer, Waiting, not_stored};
 use crate::broker::topic_rules::TopicRules;
 use crate::broker::topics::{Known, LookupAnswer, LookupResult, TopicTable};
 use crate::broker::{Acks, AppendError, AppendFailure, Completion, Header, ProducerConfig, Record};
+use crate::clock::unix_ms;
 use crate::locks::lock;
 
 /// Upper bound of the bytes that headers of batch and record add to a message that has at most 100 headers.
@@ -136,7 +137,7 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
         // Most messages are far from the limit.
         let is_near = record_bytes(record) + MAX_RECORD_OVERHEAD_BYTES > rules.max_batch_bytes;
         let batch_bytes = if is_near { self.engine.batch_bytes(record) } else { 0 };
-        let now_ms = if record.timestamp_ms.is_some() { now_ms() } else { 0 };
+        let now_ms = if record.timestamp_ms.is_some() { unix_ms() } else { 0 };
         rules.violation(record, append.acks, batch_bytes, now_ms)
     }
 
@@ -223,11 +224,6 @@ fn record_bytes(record: &Record) -> usize {
     record.value_bytes()
         + record.key.as_ref().map_or(0, Vec::len)
         + record.headers.iter().map(header_bytes).sum::<usize>()
-}
-
-fn now_ms() -> i64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn closed_error() -> AppendError {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroI32;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use log::debug;
 
@@ -23,6 +23,7 @@ use crate::broker::{
     Acks, AppendError, AppendFailure, AppendResult, Appended, BrokerConfig, Completion, ConnectionStatus,
     PartitionerKind, Producer, ProducerConfig, Record, Stored,
 };
+use crate::clock::unix_ms;
 use crate::kafka::compression::Codec;
 use crate::kafka::connection::Disconnect;
 use crate::kafka::error_code as code;
@@ -161,7 +162,7 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
             (None, Some(key)) => partition_of(self.partitioner, key, count),
             (None, None) => self.producer.sticky_partition(level, &record.topic, partition_count, deadline),
         };
-        let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
+        let timestamp_ms = record.timestamp_ms.unwrap_or_else(unix_ms);
         let cost_bytes = cost_bytes(&record);
         let (record, state) = (Box::new(record), Arc::clone(&self.state));
         self.producer
@@ -326,11 +327,6 @@ fn cost_bytes(record: &Record) -> usize {
         + record.key.as_ref().map_or(0, Vec::len)
         + record.value_bytes()
         + headers.map(|header| header.name.len() + header_bytes(&header.value)).sum::<usize>()
-}
-
-fn now_ms() -> i64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Looks topics up for the gate, and passes all metadata to the producer.

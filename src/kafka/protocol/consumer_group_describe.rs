@@ -86,7 +86,7 @@ fn group(reader: &mut WireReader, version: i16) -> Result<DescribedConsumerGroup
     let error_code = reader.i16()?;
     // Error message.
     reader.string(true)?;
-    let (group, state) = (text(reader)?, text(reader)?);
+    let (group, state) = (reader.text(true)?, reader.text(true)?);
     // Epochs of the group and of its assignment, and the assignor.
     reader.i32()?;
     reader.i32()?;
@@ -107,7 +107,7 @@ fn member(reader: &mut WireReader, version: i16) -> Result<ConsumerGroupMember, 
         reader.string(true)?;
     }
     reader.i32()?;
-    let (client_id, client_host) = (text(reader)?, text(reader)?);
+    let (client_id, client_host) = (reader.text(true)?, reader.text(true)?);
     // The subscription.
     for _ in 0..reader.array(true, 1)? {
         reader.string(true)?;
@@ -139,10 +139,6 @@ fn assignment(reader: &mut WireReader) -> Result<AssignedTopics, Malformed> {
     }
     reader.skip_tagged_fields(true)?;
     Ok(topics)
-}
-
-fn text(reader: &mut WireReader) -> Result<String, Malformed> {
-    Ok(reader.string(true)?.unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ impl Request for DescribeConfigsRequest<'_> {
             // The error message.
             reader.string(flexible)?;
             let resource_type = reader.i8()?;
-            let topic = reader.string(flexible)?.unwrap_or_default().to_owned();
+            let topic = reader.text(flexible)?;
             let mut configs = Vec::new();
             for _ in 0..reader.array(flexible, MIN_CONFIG_BYTES)? {
                 configs.extend(config(reader, version)?);

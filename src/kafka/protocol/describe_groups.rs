@@ -102,8 +102,8 @@ fn group(reader: &mut WireReader, version: i16) -> Result<DescribedGroup, Malfor
     let flexible = version >= DescribeGroupsRequest::FIRST_FLEXIBLE;
     let error_code = reader.i16()?;
     let error_message = if version >= 6 { reader.string(flexible)?.map(str::to_owned) } else { None };
-    let group = text(reader, flexible)?;
-    let (state, protocol_type, protocol) = (text(reader, flexible)?, text(reader, flexible)?, text(reader, flexible)?);
+    let group = reader.text(flexible)?;
+    let (state, protocol_type, protocol) = (reader.text(flexible)?, reader.text(flexible)?, reader.text(flexible)?);
     let mut members = Vec::new();
     for _ in 0..reader.array(flexible, MIN_MEMBER_BYTES)? {
         members.push(member(reader, version)?);
@@ -121,10 +121,10 @@ fn group(reader: &mut WireReader, version: i16) -> Result<DescribedGroup, Malfor
 fn member(reader: &mut WireReader, version: i16) -> Result<GroupMember, Malformed> {
     let flexible = version >= DescribeGroupsRequest::FIRST_FLEXIBLE;
     let member = GroupMember {
-        member_id: text(reader, flexible)?,
+        member_id: reader.text(flexible)?,
         instance_id: if version >= 4 { reader.string(flexible)?.map(str::to_owned) } else { None },
-        client_id: text(reader, flexible)?,
-        client_host: text(reader, flexible)?,
+        client_id: reader.text(flexible)?,
+        client_host: reader.text(flexible)?,
         metadata: reader.bytes(flexible)?.to_vec(),
         assignment: reader.bytes(flexible)?.to_vec(),
     };
@@ -132,10 +132,6 @@ fn member(reader: &mut WireReader, version: i16) -> Result<GroupMember, Malforme
         reader.tagged_fields(|_, _| Ok(()))?;
     }
     Ok(member)
-}
-
-fn text(reader: &mut WireReader, flexible: bool) -> Result<String, Malformed> {
-    Ok(reader.string(flexible)?.unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

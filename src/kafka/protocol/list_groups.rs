@@ -64,7 +64,7 @@ impl Request for ListGroupsRequest {
         for _ in 0..reader.array(flexible, MIN_GROUP_BYTES)? {
             let group = reader.string(flexible)?.ok_or(Malformed("a group without a name"))?.to_owned();
             let mut text = |is_present| match is_present {
-                true => reader.string(flexible).map(|text| text.unwrap_or_default().to_owned()),
+                true => reader.text(flexible),
                 false => Ok(String::new()),
             };
             let (protocol_type, state, group_type) = (text(true)?, text(version >= 4)?, text(version >= 5)?);

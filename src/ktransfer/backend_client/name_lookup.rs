@@ -46,34 +46,34 @@ impl NameLookups {
     }
 
     /// Begins to look up `host:port`, unless an earlier look-up of it has not ended: one that hangs has one thread.
-    /// If the limit on look-ups is reached, or no thread can be started, it does not begin: that says nothing about the
-    /// name, which stays pending.
-    pub(super) fn begin(&mut self, name: &str) {
+    /// Returns whether one is in progress now: if the limit on look-ups is reached, or no thread can be started, none
+    /// is, which says nothing about the name.
+    pub(super) fn begin(&mut self, name: &str) -> bool {
         if !self.in_flight.insert(name.to_owned()) {
-            return;
+            return true;
         }
-        let end = move |sender: &Sender<EndedLookup>, name: String, found: Found| {
-            // Fails only after the module has ended.
-            let _ = sender.send(EndedLookup { name, found });
-        };
         if RUNNING.fetch_add(1, Ordering::Relaxed) >= MAX_LOOKUPS {
             RUNNING.fetch_sub(1, Ordering::Relaxed);
             self.in_flight.remove(name);
-            return;
+            return false;
         }
         let (look_up, sender, name) = (Arc::clone(&self.look_up), self.sender.clone(), name.to_owned());
         let started = spawn_expendable("names-look-up", {
             let name = name.clone();
             move || {
                 let _running = Running;
-                end(&sender, name.clone(), look_up(&name));
+                let found = look_up(&name);
+                // Fails only after the module has ended.
+                let _ = sender.send(EndedLookup { name, found });
             }
         });
         if let Err(cause) = started {
             RUNNING.fetch_sub(1, Ordering::Relaxed);
             self.in_flight.remove(&name);
             warn!("the name {name} cannot be looked up, retrying: a thread cannot be started: {cause}");
+            return false;
         }
+        true
     }
 
     /// Notes that the end of a look-up was received: the name may be looked up again.

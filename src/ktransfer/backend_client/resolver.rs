@@ -248,8 +248,12 @@ impl Round<'_> {
             if (pending.is_empty() || next_begin <= now)
                 && let Some(name) = to_begin.pop_front()
             {
-                self.lookups.begin(&name);
-                pending.insert(name, now + LOOKUP_TIMEOUT);
+                if self.lookups.begin(&name) {
+                    pending.insert(name, now + LOOKUP_TIMEOUT);
+                } else {
+                    all_resolved = false;
+                    self.warn(&name, "too many look-ups are in progress");
+                }
                 next_begin = now + NEXT_LOOKUP_AFTER;
             }
             let next = (!to_begin.is_empty()).then_some(next_begin);

@@ -233,8 +233,8 @@ impl Backends {
         self.settle(&mut shared, now);
         let n_usable = shared.phases.n_usable();
         // A backend whose name has no address yet gets no push, so no other is spared for it.
-        let takes_pushes = |index: &usize| shared.phases.is_usable(*index) && !self.is_unresolved(*index);
-        let has_others = (0..self.backends.len()).any(|index| takes_pushes(&index));
+        let takes_pushes = |index| shared.phases.is_usable(index) && !self.is_unresolved(index);
+        let has_others = (0..self.backends.len()).any(takes_pushes);
         let is_due = |index: &usize| {
             let is_better_elsewhere = has_others && (!push.may_retry || push.last == Some(*index));
             // Also probes may hang for ever: while others can be used, they take no more than their share.

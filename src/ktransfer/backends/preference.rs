@@ -38,7 +38,7 @@ impl Backends {
 
     /// Whether the name of the backend has no address yet.
     pub(super) fn is_unresolved(&self, index: usize) -> bool {
-        self.unresolved.has_any() && self.unresolved.has(&self.backends[index].server)
+        self.unresolved.has(&self.backends[index].server)
     }
 
     /// Returns the next backend of the round robin for which `has_turn` returns a value. Prefers, for a first attempt,

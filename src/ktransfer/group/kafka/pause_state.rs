@@ -1,9 +1,10 @@
 //! What a member knows of pauses, and the change that it is storing.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::pause_fields::{GroupPauses, PauseFields};
 use crate::broker::PartitionId;
+use crate::clock::unix_ms;
 use crate::ktransfer::pauses::PauseRequest;
 
 /// What the loop knows of pauses, and the change that it is storing.
@@ -34,10 +35,9 @@ impl Pausing {
         Pausing { known, stored_module: 0, attempted: 0, attempted_module: 0, change: None, next_read: now }
     }
 
-    /// Returns the least number that the next change may take.
-    pub(super) fn least_number(&self) -> u64 {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        u64::try_from(now_ms).unwrap_or_default().max(self.attempted + 1)
+    /// Returns the lowest number that the next change may take.
+    pub(super) fn lowest_number(&self) -> u64 {
+        u64::try_from(unix_ms()).unwrap_or_default().max(self.attempted + 1)
     }
 
     /// Notes that a commit of these pauses is attempted.

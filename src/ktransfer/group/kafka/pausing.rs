@@ -135,15 +135,15 @@ impl KafkaGroup {
         let change = &pending.request.change;
         let (PauseChange::Pause(only, _) | PauseChange::Resume(only)) = *change;
         let mut changed = self.pausing.known.clone();
-        let least = self.pausing.least_number();
-        changed.apply(change, least).map_err(|ModulePaused| Failure::ModulePaused)?;
+        let lowest = self.pausing.lowest_number();
+        changed.apply(change, lowest).map_err(|ModulePaused| Failure::ModulePaused)?;
         if changed == self.pausing.known {
             if self.is_stored(only) {
                 return Ok(());
             }
             // Of an attempt before this one, something else may be stored.
             if only.is_none() {
-                changed.restate_module(least);
+                changed.restate_module(lowest);
             }
         }
         if let Some(partition) = only

@@ -114,6 +114,12 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
+    /// Starts a backend that answers with 500 while `fails` is set.
+    pub(crate) fn start_failing_while(fails: &Arc<AtomicBool>) -> Fleet {
+        let is_failing = Arc::clone(fails);
+        Fleet::start(1, move |_| if is_failing.load(Ordering::Relaxed) { Reply::status(500) } else { Reply::ok() })
+    }
+
     /// Starts `n` backends that answer with the result of `script`.
     pub(crate) fn start(n: usize, script: impl Fn(&Arrival) -> Reply + Send + Sync + 'static) -> Fleet {
         let script: Arc<Script> = Arc::new(script);
