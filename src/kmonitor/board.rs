@@ -94,6 +94,7 @@ fn or_unknown(view: Arc<ClusterView>, now: Instant) -> Arc<ClusterView> {
         number: view.number,
         sources: view.sources.clone(),
         cycle: view.cycle,
+        late_after: view.late_after,
         trouble: Some(Trouble { text, since }),
         ..unknown
     })
@@ -111,6 +112,7 @@ fn unread(name: Arc<str>, published: Instant) -> ClusterView {
         trouble: None,
         known: false,
         is_partial: true,
+        late_after: Duration::ZERO,
         valid_for: Duration::MAX,
         modules: Vec::new(),
         counts: [0; 6],

@@ -48,7 +48,7 @@ use memory::SourceState;
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// First pause before what failed is read again; doubles up to the interval.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
-/// Longest time for which numbers are fresh because cycles take long.
+/// Longest time for which numbers are fresh because cycles take long; longer only if the interval is.
 const MAX_FRESH: Duration = Duration::from_secs(300);
 /// Every wait of a poller that publishes once an interval is shorter.
 const HANGS_AFTER: Duration = Duration::from_secs(30);
@@ -345,15 +345,18 @@ impl Poller {
         self.fresh_for.max(self.three_cycles())
     }
 
-    /// The time of three cycles, for which a number is fresh even if they take long. Time that was waited for nothing
-    /// does not count.
+    /// The time of three cycles, for which a number is fresh even if they take long or come rarely; at least until it
+    /// is due to be read again. Time that was waited for nothing does not count.
     fn three_cycles(&self) -> Duration {
         let Memory { last_cycle, cycle_began, waited, is_cut, .. } = self.memory;
         let present = cycle_began.map(|began| began.elapsed().saturating_sub(waited));
         let present = present.filter(|_| !is_cut);
-        (last_cycle.max(present).unwrap_or_default() * 3).min(MAX_FRESH)
+        let cycle = last_cycle.max(present).unwrap_or_default();
+        (cycle.max(self.interval) * 3).min(MAX_FRESH).max(self.interval)
     }
 }
 
+#[cfg(test)]
+mod group_tests;
 #[cfg(test)]
 mod tests;

@@ -27,7 +27,7 @@ const MAX_GROUPS: u64 = 500;
 /// Largest number of logs whose ends are read together.
 const MAX_LOGS: usize = 20_000;
 /// Largest number of Kafka groups whose members are read in a cycle.
-const MAX_DESCRIBED: usize = 50;
+const MAX_DESCRIBED: usize = 500;
 /// After no broker responded, none is asked for this time in the same cycle.
 const NO_BROKER_PAUSE: Duration = Duration::from_secs(30);
 /// Time between two attempts to read a module in ZooKeeper that always fails.
@@ -247,10 +247,15 @@ impl Poller {
         let names: Vec<Arc<str>> = keys.iter().map(|key| Arc::clone(&key.name)).collect();
         let found = source.describe(&names);
         self.count_kafka();
-        for (key, group) in keys.iter().zip(found) {
-            if let Some(group) = group {
-                self.places.record_description(key, &group, Moment::now());
+        let mut with_new = Vec::new();
+        for (key, group) in keys.into_iter().zip(found) {
+            if group.is_some_and(|group| self.places.record_description(&key, &group, Moment::now())) {
+                with_new.push(key);
             }
+        }
+        if !with_new.is_empty() {
+            // Before the next view, in which they would be unknown.
+            self.read_logs(&with_new, LogsOf::Any, stop);
         }
     }
 

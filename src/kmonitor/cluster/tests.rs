@@ -14,12 +14,12 @@ use crate::kmonitor::zookeeper_source::tests::put;
 use crate::metrics::Registry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-struct Rig {
+pub(super) struct Rig {
     tree: InMemoryEnsemble,
     keeper: Arc<InMemoryKeeper>,
-    broker: MemoryBroker,
-    board: Board,
-    poller: Poller,
+    pub(super) broker: MemoryBroker,
+    pub(super) board: Board,
+    pub(super) poller: Poller,
 }
 
 fn found(addresses: &[&str]) -> BrokerList {
@@ -27,7 +27,7 @@ fn found(addresses: &[&str]) -> BrokerList {
     BrokerList { addresses, ..BrokerList::default() }
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let tree = InMemoryEnsemble::new();
     let keeper = tree.connect(Duration::from_secs(6));
     let broker = MemoryBroker::new();
@@ -180,6 +180,7 @@ fn what_is_known_is_kept_while_brokers_or_zookeeper_cannot_be_reached() {
     // What is too old is unknown: first the numbers, then the cluster.
     rig.tree.set_reachable(true);
     rig.poller.limits = Box::new(|_| Limits { fresh_for: Duration::ZERO, ..Limits::default() });
+    rig.poller.interval = Duration::ZERO;
     // The time of three cycles has to pass, which is short.
     assert!((0..10_000).any(|_| rig.delays() == of_m(&[])), "the numbers are too old");
     rig.tree.set_reachable(false);
@@ -400,6 +401,11 @@ fn brokers_that_are_silent_are_waited_for_once_a_cycle_which_makes_no_number_fre
     assert_eq!(rig.poller.fresh(), MAX_FRESH);
     rig.poller.memory.last_cycle = Some(Duration::from_secs(20));
     assert_eq!(rig.poller.fresh(), Duration::from_secs(60));
+    // Numbers that are read rarely are fresh until they are read again.
+    for (interval, fresh) in [(5, 60), (30, 90), (200, 300), (3_600, 3_600)] {
+        rig.poller.interval = Duration::from_secs(interval);
+        assert_eq!(rig.poller.fresh(), Duration::from_secs(fresh));
+    }
 }
 
 #[test]
