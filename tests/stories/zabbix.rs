@@ -183,7 +183,9 @@ fn the_templates_are_consistent() {
                 }
             }
             // After a restart of kmonitor, a module that is stopped or stalled is OK for a while.
-            if trigger["priority"] == "HIGH" && trigger["expression"].as_str().is_some_and(|text| text.contains("kmonitor.verdict[")) {
+            if trigger["priority"] == "HIGH"
+                && trigger["expression"].as_str().is_some_and(|text| text.contains("kmonitor.verdict["))
+            {
                 assert!(recovery.is_some_and(|recovery| recovery.contains(",3m)<")), "{file}: {trigger}");
             }
         }

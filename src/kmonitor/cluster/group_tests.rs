@@ -52,7 +52,7 @@ fn a_topic_that_a_description_names_is_known_in_the_same_view() {
     rig.poller.groups = Some((KafkaSource::new(Box::new(|_| Ok(Box::new(OneGroup)))), NameFilter::of(&["*"])));
     for poll in 0..2 {
         assert_eq!(rig.poller.poll(Extent::Whole, &Stop::new()), Ok("complete"));
-        let view = rig.board.view().clusters.remove(0);
+        let view = rig.store.view().clusters.remove(0);
         let found: Vec<_> = view.modules.iter().map(|module| (&*module.topic, module.delay, module.verdict)).collect();
         assert_eq!(found, [("new", Some(3), Verdict::Ok), ("t", Some(2), Verdict::Ok)], "poll {poll}");
         assert!(view.modules.iter().all(|module| !module.delay_is_partial && module.owners == Some(1)), "poll {poll}");
