@@ -1,9 +1,9 @@
 //! The thread that reads the topic: it receives start offsets, and sends batches of messages to the dispatcher.
 //!
 //! The dispatcher decides where to continue when an offset belongs to another log or is not kept, and drops stale
-//! batches. While the channel of batches is full, or the memory is used up, the fetch loop reads nothing more, but still
-//! receives commands, start offsets that were found, and errors. Start offsets that are not stored are looked up by
-//! another thread ([`start_offsets`]): a look-up that takes seconds delays neither the reading nor a command.
+//! batches. While the channel of batches is full, or the memory is used up, the fetch loop reads nothing more, but
+//! still receives commands, start offsets that were found, and errors. Start offsets that are not stored are looked up
+//! by another thread ([`start_offsets`]): a look-up that takes seconds delays neither the reading nor a command.
 
 mod events;
 mod start_offsets;
