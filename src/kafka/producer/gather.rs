@@ -10,7 +10,8 @@
 //! `Stored::Unknown` and are not retried. The partition then continues with the next epoch of its producer id, which
 //! needs no request (KIP-360; Kafka: TransactionManager.bumpIdempotentProducerEpoch). Brokers check epochs and sequence
 //! numbers by partition, so each partition has its own epoch, and other partitions are not affected. A new producer id
-//! is needed only after the last epoch, or if the broker has a higher epoch; see [`Gather::needs_producer`].
+//! is needed only after the last epoch, in another cluster, or if the broker has a higher epoch; see
+//! [`Gather::needs_producer`].
 //!
 //! Without idempotence a batch that may be stored is retried, too, and may then be stored twice.
 //!

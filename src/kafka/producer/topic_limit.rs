@@ -56,7 +56,8 @@ impl TopicLimit {
     /// A broker has stored a batch of this size. Small steps are ignored, since each one changes all partitions.
     pub(super) fn record_stored(&mut self, bytes: usize) {
         if bytes > self.max_assumed_bytes() + self.max_assumed_bytes() / 8 {
-            (self.assumed_bytes, self.reduction) = (bytes.max(UNKNOWN_LIMIT_BYTES), None);
+            self.assumed_bytes = self.assumed_bytes.max(bytes);
+            self.reduction.iter_mut().for_each(|reduction| reduction.max_bytes = reduction.max_bytes.max(bytes));
         }
     }
 
@@ -121,7 +122,9 @@ mod tests {
         assert_eq!(limit.unconfirmed_batch_bytes(), 16_384, "the size that was stored does not count any more");
         limit.record_refused(6_000, now);
         limit.record_stored(4_000);
-        assert_eq!(limit.unconfirmed_batch_bytes(), 16_384, "the limit was raised");
+        assert_eq!(limit.unconfirmed_batch_bytes(), 4_000);
+        limit.record_stored(40_000);
+        assert_eq!(limit.unconfirmed_batch_bytes(), 40_000, "the limit was raised");
     }
 
     #[test]
