@@ -191,6 +191,7 @@ impl<M: ProducerMessage> Sender<M> {
         // Before the messages end, so that what is appended from then on waits, or is refused.
         self.throttle(throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_PRODUCE), sent_bytes);
         self.apply(batches, results);
+        self.is_refused_as_leader = !hints.is_empty();
         if !hints.is_empty() {
             self.shared.doubt_partitions(&hints, &response.nodes);
         }

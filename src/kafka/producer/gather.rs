@@ -10,7 +10,8 @@
 //! `Stored::Unknown` and are not retried. The partition then continues with the next epoch of its producer id, which
 //! needs no request (KIP-360; Kafka: TransactionManager.bumpIdempotentProducerEpoch). Brokers check epochs and sequence
 //! numbers by partition, so each partition has its own epoch, and other partitions are not affected. A new producer id
-//! is needed only after the last epoch, or if the broker has a higher epoch; see [`Gather::needs_producer`].
+//! is needed only after the last epoch, in another cluster, or if the broker has a higher epoch; see
+//! [`Gather::needs_producer`].
 //!
 //! Without idempotence a batch that may be stored is retried, too, and may then be stored twice.
 //!
@@ -37,6 +38,7 @@
 //! - A producer id is given to [`Gather::set_producer`] once.
 //! - [`Gather::take`] is not called while the broker is unreachable or has throttled the client.
 
+mod producer_ids;
 mod removal;
 
 use std::cmp::Reverse;
@@ -50,8 +52,6 @@ pub use super::partition_index::PartitionIndex;
 use super::schedule::Schedule;
 use crate::kafka::record_batch::{HEADER_BYTES, ProducerState};
 
-/// Epochs that are left when a new producer id is requested, so that the partition need not wait for the id.
-const EPOCH_RESERVE: i16 = 1000;
 /// Upper bound of [`Limits::max_retry_backoff`].
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(3600);
 /// Upper bound of the vectors that are kept for the next batches, and of their capacity.
@@ -176,40 +176,6 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         if partition.waiting.len() > 1 { None } else { self.schedule(index) }
     }
 
-    /// Sets the producer id, and its first epoch, of partitions that have no id or need a new one; returns the brokers
-    /// that may have a batch to send. Other partitions keep their id.
-    pub fn set_producer(&mut self, producer_id: i64, epoch: i16) -> Vec<BrokerId> {
-        self.producer = Some((producer_id, epoch));
-        self.needs_new_id = false;
-        for index in 0..self.partitions.len() {
-            self.note_need_of_id(PartitionIndex(index));
-        }
-        let awaiting = self.schedule.take_awaiting_producer();
-        let mut brokers: Vec<_> = awaiting.into_iter().filter_map(|index| self.schedule(index)).collect();
-        brokers.sort_unstable();
-        brokers.dedup();
-        brokers
-    }
-
-    /// Whether [`Gather::set_producer`] must be called: some partition cannot send its next batch before, or will soon
-    /// have used up the epochs of its id. May become true by each call that takes, completes or ends messages.
-    pub fn needs_producer(&self) -> bool {
-        self.limits.is_idempotent && (self.producer.is_none() || self.needs_new_id)
-    }
-
-    /// Returns the partitions that wait for a producer id. Their messages may have ended meanwhile.
-    pub fn awaiting_producer(&self) -> &[PartitionIndex] {
-        self.schedule.awaiting_producer()
-    }
-
-    fn note_need_of_id(&mut self, index: PartitionIndex) {
-        let partition = &self.partitions[index.0];
-        let is_needed = partition.needs_new_id || partition.producer.epoch > i16::MAX - EPOCH_RESERVE;
-        if is_needed && self.producer.is_some_and(|(id, _)| id == partition.producer.producer_id) {
-            self.needs_new_id = true;
-        }
-    }
-
     /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader.
     /// A partition that waits for a producer id stays where it is; its leader is returned, so that its sender requests
     /// the id.
@@ -302,9 +268,12 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         };
         let emptied = match result {
             BatchResult::Stored(base) => partition.confirm(batch, base, end),
+            BatchResult::Duplicate if batch.may_be_stored || !limits.is_idempotent => {
+                partition.confirm(batch, None, end)
+            }
             BatchResult::MaybeStored => {
                 batch.may_be_stored = true;
-                partition.retry(batch, limits, now)
+                partition.retry(batch, limits, now, end)
             }
             BatchResult::Rejected(positions, code) => partition.reject(batch, &positions, code, end),
             BatchResult::Failed(code) => {
@@ -312,16 +281,17 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
                 partition.reject(batch, &[], code, end)
             }
             BatchResult::TooLarge(code) => partition.shrink(batch, code, end),
-            BatchResult::UnknownProducer if limits.is_idempotent => {
+            BatchResult::UnknownProducer | BatchResult::Duplicate if limits.is_idempotent => {
                 partition.restart_sequence(batch, false, limits, now, end)
             }
             BatchResult::InvalidProducerEpoch if limits.is_idempotent => {
                 partition.restart_sequence(batch, true, limits, now, end)
             }
             // Without idempotence a broker has no reason to return errors about the producer id.
-            BatchResult::NotStored | BatchResult::UnknownProducer | BatchResult::InvalidProducerEpoch => {
-                partition.retry(batch, limits, now)
-            }
+            BatchResult::NotStored
+            | BatchResult::UnknownProducer
+            | BatchResult::Duplicate
+            | BatchResult::InvalidProducerEpoch => partition.retry(batch, limits, now, end),
         };
         self.recycle(emptied);
         self.note_need_of_id(index);

@@ -391,6 +391,14 @@ impl<M: ProducerMessage> LevelState<M> {
         if self.gather.needs_producer() { self.gather.set_producer(producer_id, epoch) } else { Vec::new() }
     }
 
+    /// Forgets the producer ids, because the brokers belong to another cluster. Returns the messages that end.
+    pub(super) fn forget_producer(&mut self) -> Vec<EndedMessage<M>> {
+        let mut ended = Vec::new();
+        self.gather.forget_producer(&mut |message| ended.push(message));
+        self.free_retained();
+        ended
+    }
+
     /// Ends the messages that wait for a producer id if the cluster has refused one; `None` if it has not, and one
     /// should be requested.
     pub(super) fn end_refused(&mut self, now: Instant) -> Option<Vec<EndedWithReason<M>>> {

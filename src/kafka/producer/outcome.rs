@@ -56,9 +56,12 @@ impl Outcome {
 /// Result of sending a batch once, derived from the response or from the failure of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BatchResult {
-    /// The batch is stored and its first record has this offset; `None` if the offset is unknown (the broker
-    /// recognised a duplicate). At acks=0: the request was handed to the socket.
+    /// The batch is stored and its first record has this offset; `None` if the offset is unknown. At acks=0: the
+    /// request was handed to the socket.
     Stored(Option<i64>),
+    /// The broker takes the batch for one that it has stored (DUPLICATE_SEQUENCE_NUMBER). At the first sending it is
+    /// not: the sequence number is wrong, as after [`BatchResult::UnknownProducer`].
+    Duplicate,
     /// The batch was not stored, and no copy of it is under way; its messages are retried after the back-off. At
     /// acks=-1 NOT_LEADER_OR_FOLLOWER and UNKNOWN_TOPIC_OR_PARTITION are [`BatchResult::MaybeStored`] instead: a broker
     /// that loses the partition after the append, while it waits for the replicas, returns these codes, too.

@@ -3,6 +3,7 @@
 //! Locks: the lock of a [`Level`] is taken before that of the [`ClusterView`], never after it; those of several levels
 //! in their order. Messages are ended without a lock.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
@@ -27,7 +28,7 @@ use crate::supervise::Supervisor;
 
 /// Upper bound of [`ProducerConfig::timeout`] and [`ProducerConfig::linger`].
 const MAX_CONFIGURED_TIME: Duration = Duration::from_secs(3600);
-/// Number of topics whose leaders are passed to a level at a time.
+/// Number of topics whose leaders are passed to a level at a time, or that are removed from the levels.
 const MAX_PASSED_UNDER_LOCK: usize = 32;
 
 /// Pause before another attempt to start a thread.
@@ -167,30 +168,26 @@ impl<M: ProducerMessage> Shared<M> {
         result
     }
 
-    /// Queues a message.
-    pub(super) fn append(self: &Arc<Self>, level: &Arc<Level<M>>, message: M) {
+    /// Queues a message; returns it if its partition has no metadata.
+    pub(super) fn append(self: &Arc<Self>, level: &Arc<Level<M>>, message: M) -> Result<(), M> {
         let mut woken = Vec::new();
         let after = self.change(level, |state| {
             // Under the lock: `close` ends what was queued before it.
             if self.is_closed() {
-                return AfterAppend::End(message, Outcome::Closed(Stored::No), "");
+                return Ok(AfterAppend::End(message, Outcome::Closed(Stored::No), ""));
             }
             let mut index = state.use_partition(&message);
-            if index.is_none() {
+            if index.is_none() && self.pass(state, message.topic(), &mut woken) {
                 // The first message of this topic at this level.
-                if !self.pass(state, message.topic(), &mut woken) {
-                    let outcome = Outcome::Rejected(error_code::UNKNOWN_TOPIC_OR_PARTITION, Stored::No);
-                    return AfterAppend::End(message, outcome, "the topic has no metadata");
-                }
                 index = state.use_partition(&message);
             }
             match index {
-                Some(index) => state.append(index, message),
-                None => AfterAppend::End(message, Outcome::TimedOut(Stored::No), "the partition has no metadata"),
+                Some(index) => Ok(state.append(index, message)),
+                None => Err(message),
             }
         });
-        self.finish(level, after);
         self.wake(level, &woken);
+        after.map(|after| self.finish(level, after))
     }
 
     fn finish(self: &Arc<Self>, level: &Arc<Level<M>>, after: AfterAppend<M>) {
@@ -236,23 +233,44 @@ impl<M: ProducerMessage> Shared<M> {
     /// Takes over metadata: leaders newer than those known, and the addresses of the brokers.
     pub(super) fn update(self: &Arc<Self>, metadata: &MetadataResponse) {
         let now = Instant::now();
-        let changed = lock(&self.view).update(metadata, now);
+        let mut view = lock(&self.view);
+        let is_other_cluster = view.enter_cluster(metadata.cluster_id.as_deref());
+        let changed = view.update(metadata, now);
+        drop(view);
+        if is_other_cluster {
+            self.forget_producer();
+        }
         self.pass_changed(&changed);
         self.forget_missing(now);
+    }
+
+    /// See [`ClusterView::higher_counts`].
+    pub(super) fn higher_counts(&self, metadata: &MetadataResponse) -> HashMap<Arc<str>, usize> {
+        lock(&self.view).higher_counts(metadata)
+    }
+
+    /// The brokers belong to another cluster: forgets the producer ids.
+    fn forget_producer(&self) {
+        warn!("the brokers belong to another cluster than before: messages with acks=-1 get another producer id");
+        let ending = self.ending();
+        let ended = self.level(AcksLevel::All).lock().forget_producer();
+        let reason: Arc<str> = Arc::from("the brokers belong to another cluster than before");
+        ending.end_all(ended.into_iter().map(|(message, outcome)| (message, outcome, Some(Arc::clone(&reason)))));
     }
 
     /// Forgets the topics that brokers have reported as missing for long, and that are not used.
     pub(super) fn forget_missing(&self, now: Instant) {
         let missing = lock(&self.view).long_missing(now);
-        if missing.is_empty() {
-            return;
-        }
-        // Under the locks of all levels, so that none of them uses a topic in between.
-        let mut levels: Vec<_> = self.levels.iter().map(|level| level.lock()).collect();
-        for topic in missing {
-            if levels.iter().all(|level| level.is_removable(&topic, now)) {
-                levels.iter_mut().for_each(|level| level.remove(&topic));
-                lock(&self.view).remove(&topic);
+        // Appends wait for the locks.
+        for topics in missing.chunks(MAX_PASSED_UNDER_LOCK) {
+            // Under the locks of all levels, so that none of them uses a topic in between.
+            let mut levels: Vec<_> = self.levels.iter().map(|level| level.lock()).collect();
+            for topic in topics {
+                if levels.iter().all(|level| level.is_removable(topic, now))
+                    && lock(&self.view).remove_missing(topic, now)
+                {
+                    levels.iter_mut().for_each(|level| level.remove(topic));
+                }
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The removal of partitions of topics that do not exist any more.
 //!
 //! The topic may exist all the same, if a broker was wrong. Then the partition is added again without its sequence
-//! number, and a broker that knows the producer id would take the first batches for duplicates of earlier ones. So
-//! partitions that are added after a removal have another producer id.
+//! number, and a broker that knows the producer id and epoch would take the first batches for duplicates of earlier
+//! ones. So partitions that are added after a removal begin with a later epoch, which needs no request. Other
+//! partitions keep theirs.
 
 use std::hash::Hash;
 
@@ -23,7 +24,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.by_name.remove(name);
         self.schedule.remove(index);
         let removed = std::mem::replace(&mut self.partitions[index.0], Partition::new());
-        self.producer.take_if(|(id, _)| *id == removed.producer.producer_id);
+        self.pass_epoch(removed.producer);
         self.free.push(index);
     }
 }

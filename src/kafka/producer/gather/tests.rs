@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 mod bounds;
 /// The partition log as a broker keeps it.
 mod log;
+/// Producer ids and epochs.
+mod producer_ids;
 /// Random schedules of faults, checked against the logs.
 mod schedules;
 
@@ -90,6 +92,11 @@ impl TestQueue {
     fn complete(&mut self, partition: PartitionIndex, result: BatchResult) -> Option<BrokerId> {
         let (ended, sending) = (&mut self.ended, self.sendings[&partition]);
         self.gather.complete(sending, result, self.now, &mut |(message, outcome)| ended.push((message.id, outcome)))
+    }
+
+    fn forget_producer(&mut self) {
+        let ended = &mut self.ended;
+        self.gather.forget_producer(&mut |(message, outcome)| ended.push((message.id, outcome)));
     }
 
     fn expire(&mut self) {
@@ -393,34 +400,4 @@ fn another_leader_shortens_the_backoff_to_that_of_a_first_failure() {
     queue.complete(partition, BatchResult::MaybeStored);
     queue.gather.set_leader(partition, Some(1));
     assert_eq!(queue.take_until_due(1), (vec![], Some(queue.now + BACKOFF)));
-}
-
-#[test]
-fn a_partition_that_is_removed_and_added_again_has_another_producer_id_and_others_keep_theirs() {
-    let (mut queue, removed) = TestQueue::with_partition();
-    let other = queue.gather.partition(1);
-    queue.gather.set_leader(other, Some(1));
-    for partition in [removed, other] {
-        queue.append(partition, [1]);
-        assert_eq!(queue.take(1), [(partition, 0, 0, vec![1])]);
-        assert!(!queue.gather.is_removable(partition), "a batch is in flight");
-        queue.gather.remove(&(partition.0 as u32));
-        queue.complete(partition, BatchResult::Stored(Some(0)));
-    }
-    assert!(queue.gather.is_removable(removed));
-    queue.gather.remove(&0);
-    queue.gather.remove(&0);
-    queue.gather.remove(&9);
-    // A late response to an earlier batch concerns nothing any more.
-    queue.complete(removed, BatchResult::MaybeStored);
-    let again = queue.gather.partition(2);
-    assert_eq!((again, queue.gather.partition(0).0), (removed, 2), "the place is used once");
-    queue.gather.set_leader(again, Some(1));
-    queue.append(again, [3]);
-    queue.append(other, [2]);
-    assert_eq!(queue.take(1), [(other, 0, 1, vec![2])]);
-    assert!(queue.gather.needs_producer() && !queue.gather.is_removable(again));
-    assert_eq!(queue.gather.set_producer(8, 0), [1]);
-    assert_eq!(queue.take(1), [(again, 0, 0, vec![3])]);
-    assert_eq!((queue.producer_id(other), queue.producer_id(again)), (7, 8));
 }
