@@ -85,6 +85,40 @@ fn scripted(script: fn(usize) -> Option<BackendAnswer>) -> Backend {
     Backend::start_with(move |_| script(count.fetch_add(1, Ordering::SeqCst)).unwrap_or_else(stored))
 }
 
+/// Runs a program against a kproxy, and against servers that refuse some or all of its requests.
+fn check_program(language: &Language, kproxy: &str, topic: &str) {
+    let name = language.block;
+    let output = run(language, kproxy, topic);
+    assert!(output.status.success(), "{name}: {}", text(&output));
+    assert!(text(&output).contains("offset"), "{name} prints the answer: {}", text(&output));
+
+    let busy = scripted(|number| match number {
+        0 => Some(BackendAnswer::status(503).header("Retry-After", "0").body(b"{\"retriable\":true}")),
+        1 => Some(BackendAnswer::status(504).body(b"{\"retriable\":true}")),
+        2 => Some(BackendAnswer::status(429).header("Retry-After", "1")),
+        _ => None,
+    });
+    let output = run(language, &busy.address(), "events");
+    assert!(output.status.success(), "{name}: {}", text(&output));
+    assert_eq!(busy.n_requests(), 4, "{name} retries 503, 504 and 429");
+    for record in busy.records() {
+        assert_eq!((record.request.path(), record.request.text().as_str()), ("/commit", "hello"), "{name}");
+        assert_eq!(record.request.query("key").as_deref(), Some("alice"), "{name}");
+    }
+
+    let refusing = scripted(|_| Some(BackendAnswer::status(400).body(b"{\"message\":\"topic must be legal\"}")));
+    let output = run(language, &refusing.address(), "events");
+    assert!(!output.status.success(), "{name} fails after a 400: {}", text(&output));
+    assert_eq!(refusing.n_requests(), 1, "{name} does not retry a 400");
+    assert!(text(&output).contains("topic must be legal"), "{name} prints the reason: {}", text(&output));
+
+    let failing = scripted(|_| Some(BackendAnswer::status(503).header("Retry-After", "0").body(b"{}")));
+    let output = run(language, &failing.address(), "events");
+    assert!(!output.status.success(), "{name} gives up in the end: {}", text(&output));
+    assert!((5..=6).contains(&failing.n_requests()), "{name}: {} attempts", failing.n_requests());
+    eprintln!("the program for {name} works");
+}
+
 #[test]
 fn each_program_stores_its_message_and_retries_what_is_worth_a_retry() {
     let topic = cluster().new_topic("programs", 1);
@@ -93,38 +127,12 @@ fn each_program_stores_its_message_and_retries_what_is_worth_a_retry() {
     for language in absent {
         eprintln!("SKIPPED: the program for {} is not tested: {} is not installed", language.block, language.needs);
     }
-    for language in &installed {
-        let name = language.block;
-        let output = run(language, &kproxy.address, &topic);
-        assert!(output.status.success(), "{name}: {}", text(&output));
-        assert!(text(&output).contains("offset"), "{name} prints the answer: {}", text(&output));
-
-        let busy = scripted(|number| match number {
-            0 => Some(BackendAnswer::status(503).header("Retry-After", "0").body(b"{\"retriable\":true}")),
-            1 => Some(BackendAnswer::status(504).body(b"{\"retriable\":true}")),
-            2 => Some(BackendAnswer::status(429).header("Retry-After", "1")),
-            _ => None,
-        });
-        let output = run(language, &busy.address(), "events");
-        assert!(output.status.success(), "{name}: {}", text(&output));
-        assert_eq!(busy.n_requests(), 4, "{name} retries 503, 504 and 429");
-        for record in busy.records() {
-            assert_eq!((record.request.path(), record.request.text().as_str()), ("/commit", "hello"), "{name}");
-            assert_eq!(record.request.query("key").as_deref(), Some("alice"), "{name}");
+    // All at once: they wait before they retry.
+    std::thread::scope(|scope| {
+        for language in &installed {
+            scope.spawn(|| check_program(language, &kproxy.address, &topic));
         }
-
-        let refusing = scripted(|_| Some(BackendAnswer::status(400).body(b"{\"message\":\"topic must be legal\"}")));
-        let output = run(language, &refusing.address(), "events");
-        assert!(!output.status.success(), "{name} fails after a 400: {}", text(&output));
-        assert_eq!(refusing.n_requests(), 1, "{name} does not retry a 400");
-        assert!(text(&output).contains("topic must be legal"), "{name} prints the reason: {}", text(&output));
-
-        let failing = scripted(|_| Some(BackendAnswer::status(503).header("Retry-After", "0").body(b"{}")));
-        let output = run(language, &failing.address(), "events");
-        assert!(!output.status.success(), "{name} gives up in the end: {}", text(&output));
-        assert!((5..=6).contains(&failing.n_requests()), "{name}: {} attempts", failing.n_requests());
-        eprintln!("the program for {name} works");
-    }
+    });
     assert!(!installed.is_empty(), "no language of docs/clients.md is installed");
     let stored = cluster().messages(&topic);
     assert_eq!(stored.len(), installed.len());
@@ -134,10 +142,14 @@ fn each_program_stores_its_message_and_retries_what_is_worth_a_retry() {
 
 #[test]
 fn a_program_repeats_a_request_whose_connection_was_closed() {
-    for language in LANGUAGES.iter().filter(|language| is_installed(language.needs) && language.block != "sh") {
-        let closing = scripted(|number| (number == 0).then(BackendAnswer::close));
-        let output = run(language, &closing.address(), "events");
-        assert!(output.status.success(), "{}: {}", language.block, text(&output));
-        assert!(closing.n_requests() >= 2, "{}", language.block);
-    }
+    std::thread::scope(|scope| {
+        for language in LANGUAGES.iter().filter(|language| is_installed(language.needs) && language.block != "sh") {
+            scope.spawn(move || {
+                let closing = scripted(|number| (number == 0).then(BackendAnswer::close));
+                let output = run(language, &closing.address(), "events");
+                assert!(output.status.success(), "{}: {}", language.block, text(&output));
+                assert!(closing.n_requests() >= 2, "{}", language.block);
+            });
+        }
+    });
 }

@@ -7,11 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::harness::backend::Journal;
 use crate::harness::http::Client;
-use crate::harness::kafka_wire::{create_topic, log_ends};
 use crate::harness::process::{self, rerun_test};
-use crate::harness::{
-    Backend, BackendAnswer, Cluster, ConfigFile, Kafka, Request, ZooKeeper, cluster, http, unique, wait_until,
-};
+use crate::harness::{Backend, BackendAnswer, ConfigFile, Request, ZooKeeper, cluster, http, wait_until};
 
 /// The environment variable that marks the copy of this test binary that the story kills.
 const TO_BE_KILLED: &str = "KAFKA_HTTP_WRAPPER_STORY_TO_BE_KILLED";
@@ -53,32 +50,6 @@ fn zookeeper_keeps_its_data_after_a_kill() {
     assert_eq!(client.children("/a"), ["b"], "the ephemeral node is deleted with its session");
     assert!(client.delete("/a/b"));
     assert!(!client.delete("/a/b"));
-}
-
-#[test]
-fn three_brokers_replicate_a_topic_and_one_restarts_after_a_kill() {
-    let cluster = Cluster::start(3);
-    let topic = unique("replicated");
-    cluster.create_replicated_topic(&topic, 3, 3);
-    for partition in 0..3 {
-        cluster.produce(&topic, partition, &[(b"k", b"v")]);
-    }
-    assert_eq!(cluster.messages(&topic).len(), 3);
-    let broker = &cluster.kafka_servers[1];
-    broker.kill9();
-    broker.restart();
-    wait_until(Duration::from_secs(20), "every partition is readable again", || {
-        log_ends(&cluster.brokers, &topic).is_ok_and(|ends| ends.values().sum::<i64>() == 3)
-    });
-}
-
-#[test]
-fn a_kraft_broker_creates_a_topic() {
-    let broker = Kafka::start_kraft();
-    let topic = unique("kraft");
-    create_topic(&broker.address(), &topic, 2, 1);
-    let ends = log_ends(&broker.address(), &topic).expect("the broker answers");
-    assert_eq!(ends.into_iter().collect::<Vec<_>>(), [(0, 0), (1, 0)]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
@@ -76,21 +77,31 @@ fn assert_no_secret(daemon: &Daemon, answers: &[String]) {
     }
 }
 
-/// A cluster whose broker has a SASL_SSL listener, and a topic.
-struct SaslCluster {
+/// The servers of these stories: their start takes a while, and no story changes them.
+struct SaslServers {
     certificates: Certificates,
     cluster: Cluster,
     /// `host:port` of the SASL_SSL listener.
     listener: String,
+}
+
+/// A cluster whose broker has a SASL_SSL listener, and a topic of the story's own.
+struct SaslCluster {
+    certificates: &'static Certificates,
+    cluster: &'static Cluster,
+    listener: &'static str,
     topic: String,
 }
 
 impl SaslCluster {
-    fn start() -> SaslCluster {
-        let certificates = Certificates::make();
-        let (cluster, listener) = Cluster::start_secured(&certificates);
-        let topic = cluster.new_topic("secured", 2);
-        SaslCluster { certificates, cluster, listener, topic }
+    fn new() -> SaslCluster {
+        static SHARED: OnceLock<SaslServers> = OnceLock::new();
+        let SaslServers { certificates, cluster, listener } = SHARED.get_or_init(|| {
+            let certificates = Certificates::make();
+            let (cluster, listener) = Cluster::start_secured(&certificates);
+            SaslServers { certificates, cluster, listener }
+        });
+        SaslCluster { certificates, cluster, listener, topic: cluster.new_topic("secured", 2) }
     }
 
     fn with_password(&self, password: &str) -> Value {
@@ -98,7 +109,7 @@ impl SaslCluster {
     }
 
     fn post_three(&self) {
-        let mut proxy = kproxy(&self.listener, self.with_password(PASSWORD));
+        let mut proxy = kproxy(self.listener, self.with_password(PASSWORD));
         proxy.wait_until_ready();
         for acks in ["0", "1", "-1"] {
             let answer = proxy.post(&format!("/commit?topic={}&acks={acks}&key=k", self.topic), b"by sasl_ssl");
@@ -113,7 +124,7 @@ impl SaslCluster {
     /// Starts a kproxy that the broker refuses. Checks that /readyz, commits and the log name the reason, and that the
     /// answer says `"stored":"no"`.
     fn check_refused_kproxy(&self, kafka: Value, reasons: [&str; 2]) {
-        let mut proxy = kproxy(&self.listener, kafka);
+        let mut proxy = kproxy(self.listener, kafka);
         let has_reasons = |text: &str| reasons.iter().all(|reason| text.contains(reason));
         let readiness = wait_until(DEADLINE, "/readyz names the reason", || {
             let (status, body) = proxy.readiness();
@@ -135,18 +146,18 @@ impl SaslCluster {
 
 #[test]
 fn all_three_daemons_connect_with_sasl_ssl() {
-    let secured = SaslCluster::start();
+    let secured = SaslCluster::new();
     secured.post_three();
     // ktransfer and kmonitor read the address of the SASL_SSL listener from the broker's node in ZooKeeper.
     let kafka = secured.with_password(PASSWORD);
     let (module, backend) = (unique("module"), Backend::start());
     let module_file = configs::module(&secured.topic, &[backend.address()]);
-    let config = configs::ktransfer(&secured.cluster).set("kafka", &kafka);
+    let config = configs::ktransfer(secured.cluster).set("kafka", &kafka);
     let mut transfer = Ktransfer::start(config, &[(&module, module_file)]);
     transfer.wait_until_ready();
     backend.wait_for_requests(3, DEADLINE);
 
-    let config = configs::kmonitor(&secured.cluster).set(&format!("{CLUSTER_NAME}.kafka"), kafka);
+    let config = configs::kmonitor(secured.cluster).set(&format!("{CLUSTER_NAME}.kafka"), kafka);
     let mut monitor = Kmonitor::start(&config);
     wait_until(DEADLINE, "the delay of every partition is 0", || {
         let delays = monitor.delay(CLUSTER_NAME, &module);
@@ -160,7 +171,7 @@ fn all_three_daemons_connect_with_sasl_ssl() {
 
 #[test]
 fn a_wrong_password_or_authority_is_named_and_nothing_is_stored() {
-    let secured = SaslCluster::start();
+    let secured = SaslCluster::new();
     let (authority, other_authority) = (secured.certificates.authority(), secured.certificates.other_authority());
     let failed = "authentication failed";
     for (kafka, reasons) in [
@@ -174,7 +185,7 @@ fn a_wrong_password_or_authority_is_named_and_nothing_is_stored() {
         secured.check_refused_kproxy(kafka, reasons);
     }
     let kafka = secured.with_password(WRONG_PASSWORD);
-    let config = configs::kmonitor(&secured.cluster).set(&format!("{CLUSTER_NAME}.kafka"), kafka);
+    let config = configs::kmonitor(secured.cluster).set(&format!("{CLUSTER_NAME}.kafka"), kafka);
     // kmonitor contacts a broker only for a group with a stored offset.
     let offset = format!("{}/consumers/some_module/offsets/{}/0", secured.cluster.chroot, secured.topic);
     assert!(secured.cluster.zk().create(&offset, "0"));
@@ -186,9 +197,9 @@ fn a_wrong_password_or_authority_is_named_and_nothing_is_stored() {
 
 #[test]
 fn kproxy_connects_with_tokens_of_an_oidc_provider() {
-    let (secured, provider) = (SaslCluster::start(), token_provider());
+    let (secured, provider) = (SaslCluster::new(), token_provider());
     let kafka = oauthbearer(&format!("http://{}/token", provider.address()), secured.certificates.authority());
-    let mut proxy = kproxy(&secured.listener, kafka);
+    let mut proxy = kproxy(secured.listener, kafka);
     proxy.wait_until_ready();
     assert_eq!(proxy.post(&format!("/commit?topic={}&acks=-1", secured.topic), b"by token").status, 200);
     proxy.daemon.stop(STOP_DEADLINE);

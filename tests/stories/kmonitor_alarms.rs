@@ -101,15 +101,15 @@ fn messages_of_a_transaction_that_stays_open_are_not_stalled() {
     let monitor = Kmonitor::start(&config(cluster));
     produce(cluster, &topic, 5);
     wait_until(DEADLINE, "all is stored", || cluster.stored_offset(&name, &topic, 0) == Some(5));
-    // Its producer dies; the broker aborts the transaction after 20 s.
-    let mut producer = start_transactions(cluster, &topic, 1_000, 50, 600_000, 20_000);
+    // Its producer dies; the broker aborts the transaction after 14 s.
+    let mut producer = start_transactions(cluster, &topic, 1_000, 50, 600_000, 14_000);
     wait_until(DEADLINE, "messages are in the transaction", || 20 < cluster.log_ends(&topic)[&0]);
     producer.kill9();
     let waiting = wait_for_reason(&monitor, &name, "waiting", &["OK"]);
     let reason = waiting["reason"].as_str().unwrap();
     assert!(reason.ends_with("; all of them wait for a transaction to end"), "{reason}");
     wait_until(DEADLINE, "they are a delay", || module(&monitor, &name)["delay"].as_u64() >= Some(15));
-    // It lasts more than four times the time after which it would be STALLED; then nothing can be delivered.
+    // It lasts three times as long as the time after which it would be STALLED; then nothing can be delivered.
     wait_until(DEADLINE, "nothing waits", || {
         let module = module(&monitor, &name);
         assert_eq!(module["verdict"], "OK", "{module:#}");

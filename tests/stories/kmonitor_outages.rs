@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, ConfigFile, Kmonitor, Link, cluster, configs, kafka_wire, unique, wait_until};
+use crate::harness::metrics::Metrics;
+use crate::harness::{
+    Cluster, ConfigFile, Kmonitor, Link, SetOnDrop, cluster, configs, kafka_wire, unique, wait_until,
+};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -29,15 +32,6 @@ fn produce(cluster: &Cluster, topic: &str, partition: i32, count: usize) {
     cluster.produce(topic, partition, &vec![(&b"k"[..], &b"v"[..]); count]);
 }
 
-/// Sets a flag when it is dropped, also by a step that fails.
-pub(crate) struct Done<'a>(pub(crate) &'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Polls the delays of a module every 100 ms while `work` runs; `check` sees each answer.
 fn while_polled<T>(monitor: &Kmonitor, module: &str, check: impl Fn(&Value) + Sync, work: impl FnOnce() -> T) -> T {
     let is_done = AtomicBool::new(false);
@@ -48,7 +42,7 @@ fn while_polled<T>(monitor: &Kmonitor, module: &str, check: impl Fn(&Value) + Sy
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
-        let done = Done(&is_done);
+        let done = SetOnDrop(&is_done);
         let result = work();
         drop(done);
         poller.join().expect("every answer is right");
@@ -92,12 +86,16 @@ fn a_zookeeper_that_stalls_again_and_again_empties_no_answer() {
     let monitor = Kmonitor::start(&config(cluster, &link.address()));
     monitor.wait_for_delay("tc", &module, &json!({"0": 7}), DEADLINE);
     let is_known = |delays: &Value| assert_eq!(*delays, json!({"0": 7}));
+    let polls = "kmonitor_polls_total{cluster=\"tc\",outcome=\"complete\"}";
+    let n_complete = || Metrics::scrape(&monitor.address).value(polls).unwrap_or_default();
     while_polled(&monitor, &module, is_known, || {
         for _ in 0..3 {
+            // The length of the stall: nearly the session timeout.
             link.stall();
             std::thread::sleep(Duration::from_millis(2_500));
             link.restore();
-            std::thread::sleep(Duration::from_millis(7_500));
+            let before = n_complete();
+            wait_until(DEADLINE, "two more polls are complete", || n_complete() >= before + 2);
         }
     });
     assert_eq!(monitor.get("/readyz").status, 200);

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{ConfigFile, Kafka, Kmonitor, cluster, configs, kafka_tools, kafka_wire, unique, wait_until};
-use crate::kmonitor_outages::Done;
+use crate::harness::engine::append_some;
+use crate::harness::{
+    ConfigFile, Kafka, Kmonitor, SetOnDrop, cluster, configs, kafka_tools, kafka_wire, unique, wait_until,
+};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -25,7 +27,7 @@ fn one_kmonitor_has_a_cluster_with_zookeeper_and_one_without() {
     assert!(old.zk().create(&format!("{}/consumers/{module}/offsets/{topic}/0", old.chroot), "2"));
     let new = Kafka::start_kraft();
     kafka_wire::create_topic(&new.address(), "t", 1, 1);
-    kafka_tools::append(&new.address(), "t", 100);
+    append_some(&new.address(), "t", 100);
     let mut consumer = kafka_tools::start_consumer(&new.address(), "push-t", "t");
     let file = configs::kmonitor_for(old.chroot, &[("old", &old.zookeeper), ("new", "127.0.0.1:1")])
         .remove("new.zk_hosts")
@@ -37,9 +39,9 @@ fn one_kmonitor_has_a_cluster_with_zookeeper_and_one_without() {
     monitor.wait_until_ready();
     // The consumer dies: the delay grows, exactly.
     consumer.kill9();
-    kafka_tools::append(&new.address(), "t", 40);
+    append_some(&new.address(), "t", 40);
     monitor.wait_for_delay("new", "push-t", &json!({"0": 40}), DEADLINE);
-    kafka_tools::append(&new.address(), "t", 2);
+    append_some(&new.address(), "t", 2);
     monitor.wait_for_delay("new", "push-t", &json!({"0": 42}), DEADLINE);
     // A broker that is away makes its own cluster unready.
     new.kill9();
@@ -82,7 +84,7 @@ fn a_module_that_moves_from_zookeeper_to_kafka_shows_one_delay_throughout() {
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
-        let done = Done(&is_done);
+        let done = SetOnDrop(&is_done);
         drop(pusher);
         let _consumer = kafka_tools::start_consumer(&cluster.brokers, &module, &topic);
         monitor.wait_for_delay("tc", &module, &json!({"0": 0}), DEADLINE);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::harness::http::Client;
 use crate::harness::kproxy::{NO_BROKER, NO_CONFIRMATION, UNKNOWN_TOPIC, assert_refused};
-use crate::harness::{Cluster, Kproxy, STOP_DEADLINE, cluster, configs, wait_until};
+use crate::harness::{Cluster, Kproxy, STOP_DEADLINE, cluster, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -100,16 +100,18 @@ fn with_many_commits_in_flight_the_readers_answer_and_each_answer_has_its_log_li
 
 #[test]
 fn an_unknown_topic_is_answered_with_404_in_time_and_not_created() {
-    let cluster = Cluster::start_with(1, &["auto.create.topics.enable=false"]);
-    let kproxy = Kproxy::start_usual(&cluster);
+    let (cluster, topic) = (cluster(), unique("never_made"));
+    let kproxy = Kproxy::start_usual(cluster);
     for acks in ["1", "-1", "0"] {
         let started = Instant::now();
-        let answer = kproxy.post(&format!("/commit?topic=never_made&acks={acks}"), b"x");
+        let answer = kproxy.post(&format!("/commit?topic={topic}&acks={acks}"), b"x");
         assert_refused(&answer, UNKNOWN_TOPIC, &format!("acks={acks}"));
         assert!(started.elapsed() < Duration::from_secs(5), "acks={acks}: {:?}", started.elapsed());
     }
-    cluster.create_topic("never_made", 1);
-    wait_until(DEADLINE, "the new topic is found", || kproxy.post("/commit?topic=never_made", b"x").status == 200);
+    assert!(cluster.leaders(&topic).is_none_or(|leaders| leaders.is_empty()), "it is not created");
+    cluster.create_topic(&topic, 1);
+    let path = format!("/commit?topic={topic}");
+    wait_until(DEADLINE, "the new topic is found", || kproxy.post(&path, b"x").status == 200);
 }
 
 #[test]

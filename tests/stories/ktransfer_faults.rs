@@ -50,12 +50,12 @@ fn script_without_zookeeper(length: Duration) -> FaultScript {
     script_of("one of each kind without ZooKeeper", length, &steps)
 }
 
-/// The broker that coordinates the group, and alone has the topic of the dead letters, is down for 20 s. Meanwhile
+/// The broker that coordinates the group, and alone has the topic of the dead letters, is down for 12 s. Meanwhile
 /// instances are killed and stopped, while letters wait.
 fn script_with_dead_letters(length: Duration) -> FaultScript {
     let steps = [
         (30, Duration::ZERO, Target::GroupLink(0), Fault::Reset),
-        (100, Duration::from_secs(20), Target::Coordinator, Fault::Kill),
+        (100, Duration::from_secs(12), Target::Coordinator, Fault::Kill),
         (190, Duration::from_secs(1), Target::Instance(1), Fault::Kill),
         (260, Duration::from_millis(500), Target::Instance(0), Fault::Stop),
         (700, Duration::ZERO, Target::GroupLink(2), Fault::Reset),
@@ -121,7 +121,7 @@ fn everything_fails_once_without_zookeeper_and_no_message_and_no_order_is_lost()
 fn dead_letters_whose_broker_is_down_are_exactly_the_refused_messages_and_in_order() {
     let size = Size::default();
     let mut testbed = Testbed::start_with_letters(size, 1);
-    testbed.run(&script_with_dead_letters(length(80)));
+    testbed.run(&script_with_dead_letters(length(50)));
     // Two instances are killed, and all may lose their claims while the coordinator moves.
     check(&testbed.finish(), &size, 5.0);
 }

@@ -152,18 +152,18 @@ fn a_topic_that_is_created_again_is_pushed_from_its_beginning_also_after_a_crash
 
 #[test]
 fn the_commit_point_passes_transaction_markers_and_aborted_messages_which_are_not_pushed() {
-    let cluster = Cluster::start_with(1, &["transaction.abort.timed.out.transaction.cleanup.interval.ms=500"]);
+    let cluster = cluster();
     let (topic, module, backend) = (cluster.new_topic("transactions", 1), unique("module"), Backend::start());
     let file = configs::module(&topic, &[backend.address()]);
-    let mut ktransfer = Ktransfer::start_ready(&cluster, &[(&module, file)]);
-    commit_messages(&cluster, &topic, 5);
+    let mut ktransfer = Ktransfer::start_ready(cluster, &[(&module, file)]);
+    commit_messages(cluster, &topic, 5);
     let end = cluster.log_ends(&topic)[&0];
     assert!(end > 5, "a marker takes an offset: {end}");
-    wait_for_stored(&cluster, &module, &topic, 0, end);
+    wait_for_stored(cluster, &module, &topic, 0, end);
     backend.wait_for_requests(5, DEADLINE);
 
     // A producer that dies within a transaction; the broker aborts it.
-    let mut producer = start_transactions(&cluster, &topic, 100_000, 200, 600_000, 2_000);
+    let mut producer = start_transactions(cluster, &topic, 100_000, 200, 600_000, 2_000);
     wait_until(DEADLINE, "the transaction has messages", || cluster.log_ends(&topic)[&0] > end + 10);
     producer.kill9();
     let mut last = 0;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::harness::fleet::Arrival;
 use crate::harness::reloading::ReloadedFiles;
 use crate::harness::{
-    Cluster, ConfigFile, Fleet, Kafka, Ktransfer, Reply, STOP_DEADLINE, cluster, configs, group_wire, http,
-    kafka_tools, kafka_wire, unique, wait_until,
+    Cluster, ConfigFile, Fleet, Ktransfer, Reply, STOP_DEADLINE, SetOnDrop, cluster, configs, http, kraft_cluster,
+    wait_until,
 };
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -94,15 +94,6 @@ fn produce_until(cluster: &Cluster, topics: &[&str], is_over: &AtomicBool) -> us
     n_of_each
 }
 
-/// Sets the flag when it is dropped, also when a story fails: the load ends with it.
-struct EndOfLoad<'a>(&'a AtomicBool);
-
-impl Drop for EndOfLoad<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 #[test]
 #[allow(clippy::too_many_lines, reason = "one story with six modules")]
 fn a_reload_under_load_changes_what_the_files_say_and_touches_no_other_module() {
@@ -117,7 +108,7 @@ fn a_reload_under_load_changes_what_the_files_say_and_touches_no_other_module() 
     let is_over = AtomicBool::new(false);
     let n_produced = std::thread::scope(|scope| {
         let load = scope.spawn(|| produce_until(cluster, &topics, &is_over));
-        let end_of_load = EndOfLoad(&is_over);
+        let end_of_load = SetOnDrop(&is_over);
         let more = |subjects: &[&Subject], n: usize| {
             for subject in subjects {
                 subject.fleet.wait_until_delivered(subject.fleet.n_delivered() + n, DEADLINE);
@@ -189,7 +180,7 @@ fn a_module_that_one_instance_drops_is_taken_over_by_the_other() {
     let is_over = AtomicBool::new(false);
     let n_produced = std::thread::scope(|scope| {
         let load = scope.spawn(|| produce_until(cluster, &[&subject.topic], &is_over));
-        let end_of_load = EndOfLoad(&is_over);
+        let end_of_load = SetOnDrop(&is_over);
         subject.fleet.wait_until_delivered(50, DEADLINE);
         files.remove(subject.name);
         files.apply(&mut one);
@@ -211,22 +202,19 @@ fn a_module_that_one_instance_drops_is_taken_over_by_the_other() {
 
 #[test]
 fn groups_in_kafka_are_left_and_joined_by_reloads() {
-    let kafka = Kafka::start_kraft();
-    let address = kafka.address();
+    let cluster = kraft_cluster();
+    let brokers: Vec<String> = cluster.broker_list().into_iter().map(str::to_owned).collect();
     let fleets = [(); 4].map(|()| Fleet::start(2, |_| Reply::ok()));
-    let topics = ["kept", "gone", "moved", "added"].map(|name| unique(&format!("reload_{name}")));
+    let topics =
+        ["kept", "gone", "moved", "added"].map(|name| cluster.new_topic(&format!("reload_{name}"), N_PARTITIONS));
     let [kept, gone, moved, added] = &topics;
-    for topic in &topics {
-        kafka_wire::create_topic(&address, topic, N_PARTITIONS, 1);
-    }
     let file =
         |index: usize, backend: usize| configs::module(&topics[index], &fleets[index].addresses()[backend..=backend]);
-    let main = configs::ktransfer_without_zookeeper(std::slice::from_ref(&address)).set("session_timeout_ms", 6000);
+    let main = configs::ktransfer_without_zookeeper(&brokers).set("session_timeout_ms", 6000);
     let mut files = ReloadedFiles::new(main, &[(kept, file(0, 0)), (gone, file(1, 0)), (moved, file(2, 0))]);
     let mut ktransfer = files.start();
-    for topic in &topics {
-        kafka_tools::append(&address, topic, 100);
-    }
+    let produce_100 = || topics.iter().for_each(|topic| cluster.produce(topic, &[(0, "k"), (1, "l")], 50));
+    produce_100();
     for fleet in &fleets[..3] {
         fleet.wait_until_delivered(100, DEADLINE);
     }
@@ -239,23 +227,17 @@ fn groups_in_kafka_are_left_and_joined_by_reloads() {
     files.set(added, file(3, 0));
     files.apply(&mut ktransfer);
     wait_until(DEADLINE, "the group has no member", || {
-        group_wire::members(&address, gone, gone).is_ok_and(|members| members.is_empty())
+        cluster.members(gone, gone).is_some_and(|members| members.is_empty())
     });
-    for topic in &topics {
-        kafka_tools::append(&address, topic, 100);
-    }
+    produce_100();
     for index in [0, 2, 3] {
         fleets[index].wait_until_delivered(200, DEADLINE);
         assert_eq!(fleets[index].n_arrivals(), 200, "{} repeats nothing", topics[index]);
     }
-    // Messages without a key go to one partition at a time, so not every partition may have got some before.
-    for (before, after) in before.iter().zip([claims(0), claims(2)]) {
-        let partitions: BTreeSet<i32> = after.iter().map(|(partition, _)| *partition).collect();
-        assert!(before.is_subset(&after) && partitions.len() == after.len(), "the members stay: {before:?} {after:?}");
-    }
+    assert_eq!(before, [claims(0), claims(2)], "the members stay");
     assert_eq!([0, 1].map(|server| fleets[2].count(|arrival| arrival.server == server)), [100, 100]);
     assert_eq!(fleets[1].n_arrivals(), 100, "a removed module pushes nothing");
-    let committed = group_wire::committed(&address, gone, gone, N_PARTITIONS).unwrap();
+    let committed = cluster.committed(gone, gone);
     assert_eq!(committed.values().map(|(offset, _)| offset).sum::<i64>(), 100, "{committed:?}");
     files.set(gone, file(1, 0));
     files.apply(&mut ktransfer);

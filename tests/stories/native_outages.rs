@@ -1,6 +1,6 @@
 //! Commits and batches while leaders move and brokers are killed or hang: every answer is compared with the topic.
 //!
-//! `OUTAGE_SECONDS` (default 15) is the time for which leaders move or a broker hangs.
+//! `OUTAGE_SECONDS` (default 8) is the time for which leaders move or a broker hangs.
 //!
 //! With acks=1 a message is lost if its leader loses the partition before a follower has fetched the message; another
 //! message may then get its offset. It may be stored twice, if a leader stored it and did not answer.
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::harness::http::{Client, Response, post_request};
 use crate::harness::oracle::{AnswerCheck, Answered, MessageId, check_answers, check_pushes, value_of};
-use crate::harness::{Cluster, Kproxy, configs, wait_until};
+use crate::harness::{Cluster, Kproxy, SetOnDrop, configs, wait_until};
 
 /// Deadline for commits to succeed again. It is long, because a broker may be starting on the same machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ const BATCH_LINES: u64 = 1000;
 const NDJSON: &[(&str, &str)] = &[("Content-Type", "application/x-ndjson")];
 
 fn outage_time() -> Duration {
-    let seconds = std::env::var("OUTAGE_SECONDS").map_or(15, |text| text.parse().expect("OUTAGE_SECONDS is a number"));
+    let seconds = std::env::var("OUTAGE_SECONDS").map_or(8, |text| text.parse().expect("OUTAGE_SECONDS is a number"));
     Duration::from_secs(seconds)
 }
 
@@ -206,13 +206,14 @@ fn batches_without_acknowledgement_are_in_order_while_leaders_move() {
             })
         };
         let posters: Vec<_> = (0..6).map(post).collect();
+        let end = SetOnDrop(&stop);
         let (started, mut n_moves) = (Instant::now(), 0);
         while started.elapsed() < outage_time() {
             cluster.move_leaders(&topic);
             n_moves += 1;
             std::thread::sleep(Duration::from_millis(300));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         eprintln!("{n_moves} moves of all leaders");
         posters.into_iter().flat_map(|poster| poster.join().expect("a poster does not panic")).collect()
     });
@@ -284,10 +285,10 @@ fn a_hung_broker_delays_only_its_own_partitions_and_only_until_they_have_other_l
     let config = configs::kproxy(&cluster).set("commit_timeout_ms", 60_000).set("read_timeout_ms", 30_000);
     let mut kproxy = Kproxy::start_ready(config);
     let leaders = cluster.leaders(&topic).expect("a broker answers");
-    let (stop, frozen) = (AtomicBool::new(false), 2);
+    let (stop, frozen, n_answers) = (AtomicBool::new(false), 2, AtomicUsize::new(0));
     let posted: Vec<(i32, Answers, Duration)> = std::thread::scope(|scope| {
         let post = |(partition, acks): (i32, &'static str)| {
-            let (kproxy, topic, stop) = (&kproxy, &topic, &stop);
+            let (kproxy, topic, stop, n_answers) = (&kproxy, &topic, &stop, &n_answers);
             let post = move || {
                 let (mut answers, mut longest, mut client) = (Vec::new(), Duration::ZERO, kproxy.connect());
                 client.socket().set_read_timeout(Some(DEADLINE)).expect("the time-out is not zero");
@@ -301,21 +302,27 @@ fn a_hung_broker_delays_only_its_own_partitions_and_only_until_they_have_other_l
                     let answer = client.post(&path, &value_of(&id)).expect("kproxy answers");
                     longest = longest.max(started.elapsed());
                     answers.push((id, outcome_of(&answer.json())));
+                    n_answers.fetch_add(1, Ordering::Relaxed);
                 }
                 (partition, answers, longest)
             };
             scope.spawn(post)
         };
         let posters: Vec<_> = (0..6).flat_map(|partition| LEVELS.map(|acks| (partition, acks))).map(post).collect();
-        std::thread::sleep(Duration::from_secs(2));
+        let end = SetOnDrop(&stop);
+        let wait_for_more = || {
+            let wanted = n_answers.load(Ordering::Relaxed) + 2_000;
+            wait_until(DEADLINE, "messages are stored", || n_answers.load(Ordering::Relaxed) >= wanted);
+        };
+        wait_for_more();
         cluster.kafka_servers[frozen].freeze();
         std::thread::sleep(outage_time());
         cluster.kafka_servers[frozen].unfreeze();
-        std::thread::sleep(Duration::from_secs(3));
-        stop.store(true, Ordering::Relaxed);
+        cluster.wait_for_in_sync(&topic, 3);
+        wait_for_more();
+        drop(end);
         posters.into_iter().map(|poster| poster.join().expect("a poster does not panic")).collect()
     });
-    cluster.wait_for_in_sync(&topic, 3);
     for (partition, answers, longest) in &posted {
         let acks = answers.first().map_or("", |(id, _)| id.0.split('.').next().unwrap_or_default());
         let leader = leaders[partition];

@@ -1,7 +1,7 @@
 //! Order and correct answers while leaders move and brokers are killed: many connections post numbered messages, and
 //! afterwards every answer is compared with the topic.
 //!
-//! `OUTAGE_SECONDS` (default 20) is the time for which the story with one broker posts.
+//! `OUTAGE_SECONDS` (default 12) is the time for which the story with one broker posts.
 //!
 //! A broker that is killed with `kill -9` loses no data that it wrote, since the data is in the page cache. So with one
 //! broker no confirmed message may be missing, even with acks=1.
@@ -181,7 +181,7 @@ fn move_leaders_and_kill_a_broker(change: impl FnOnce(ConfigFile) -> ConfigFile)
 
 #[test]
 fn every_answer_is_correct_while_the_only_broker_is_killed_three_times() {
-    let seconds = std::env::var("OUTAGE_SECONDS").map_or(20, |text| text.parse().expect("OUTAGE_SECONDS is a number"));
+    let seconds = std::env::var("OUTAGE_SECONDS").map_or(12, |text| text.parse().expect("OUTAGE_SECONDS is a number"));
     let whole = Duration::from_secs(seconds);
     let cluster = Cluster::start(1);
     let topics = [("1", cluster.new_topic("outage_leader", 8)), ("-1", cluster.new_topic("outage_all", 8))];

@@ -4,7 +4,7 @@
 //! kproxy has no right to read the configs of the topics, since it would refuse these messages itself; for that see
 //! `topic_rules.rs`.
 //!
-//! `REFUSALS` (default 4000) is the number of refused messages of each kind and acks level. 33,000 are more than a
+//! `REFUSALS` (default 1500) is the number of refused messages of each kind and acks level. 33,000 are more than a
 //! producer id has epochs.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ const N_BAD: usize = 8;
 const N_GOOD: usize = 4;
 
 fn refusal_count() -> usize {
-    std::env::var("REFUSALS").map_or(4_000, |text| text.parse().expect("REFUSALS is a number"))
+    std::env::var("REFUSALS").map_or(1_500, |text| text.parse().expect("REFUSALS is a number"))
 }
 
 /// A kind of refusal: its topic, and what is posted there.
@@ -192,7 +192,7 @@ fn refused_messages_disturb_no_others() {
         eprintln!("{what}: p99 of the others {p99:.1?}, {:.1?} in all", started.elapsed());
         p99
     };
-    let without = run("accepted messages", &|| post_accepted(&kproxy, &accepted, Duration::from_secs(4)));
+    let without = run("accepted messages", &|| post_accepted(&kproxy, &accepted, Duration::from_secs(2)));
     for kind in &kinds {
         for acks in levels {
             let with = run(&format!("{} at acks={acks}", kind.topic), &|| {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::harness::http::Client;
-use crate::harness::{Cluster, Daemon, Kproxy, STOP_DEADLINE, configs, unique, wait_until};
+use crate::harness::{Cluster, Daemon, Kproxy, STOP_DEADLINE, SetOnDrop, configs, unique, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const MAX_THREADS: usize = 24;
@@ -13,15 +13,6 @@ const CLIENTS: usize = 64;
 
 /// The states of the brokers, in the order in which [`run_phases`] causes them.
 const PHASES: [&str; 4] = ["all are up", "one is killed", "it is up again", "all are killed and started again"];
-
-/// Sets the flag when it is dropped, so that the client threads also end when the story panics.
-struct SetAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for SetAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Reads the thread names every 2 ms until `stop` is set; returns the longest list of each phase.
 fn sample(kproxy: &Daemon, phase: &AtomicUsize, stop: &AtomicBool) -> [Vec<String>; PHASES.len()] {
@@ -64,7 +55,7 @@ fn post(address: &str, topic: &str, number: usize, stop: &AtomicBool, stored: &A
 fn run_phases(cluster: &Cluster, kproxy: &Kproxy, topic: &str) -> [Vec<String>; PHASES.len()] {
     let (phase, stop, stored) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        let stop_at_end = SetAtEnd(&stop);
+        let stop_at_end = SetOnDrop(&stop);
         let sampling = scope.spawn(|| sample(&kproxy.daemon, &phase, &stop));
         for number in 0..CLIENTS {
             let (address, stop, stored) = (&kproxy.address, &stop, &stored);
@@ -85,7 +76,9 @@ fn run_phases(cluster: &Cluster, kproxy: &Kproxy, topic: &str) -> [Vec<String>; 
         next_phase();
         cluster.kafka_servers.iter().for_each(|broker| broker.kill9());
         wait_until(DEADLINE, "kproxy is not ready", || kproxy.readiness().0 == 503);
-        cluster.kafka_servers.iter().for_each(|broker| broker.restart());
+        std::thread::scope(|scope| {
+            cluster.kafka_servers.iter().for_each(|broker| drop(scope.spawn(|| broker.restart())));
+        });
         wait_for_stored(500);
         drop(stop_at_end);
         sampling.join().expect("sampling does not panic")

@@ -1,6 +1,6 @@
 //! A broker, the engine under test as its client, and helpers for appends.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -13,7 +13,7 @@ use kafka_http_wrapper::shutdown::Stop;
 use kafka_http_wrapper::supervise::{Ended, Supervisor};
 
 use crate::harness::engine::broker_config;
-use crate::harness::{Kafka, cluster, kafka_wire, unique};
+use crate::harness::{cluster, kafka_wire, kraft_cluster, unique};
 
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -23,7 +23,7 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
 pub(super) enum Kind {
     Memory,
     Native,
-    /// The client of this project with a broker 4.x.
+    /// The client of this project with brokers 4.x.
     NativeKraft,
     KafkaRust,
 }
@@ -52,7 +52,7 @@ impl Fixture {
         let brokers = match kind {
             Kind::Memory => String::new(),
             Kind::Native | Kind::KafkaRust => cluster().brokers.clone(),
-            Kind::NativeKraft => kraft().address(),
+            Kind::NativeKraft => kraft_cluster().brokers.clone(),
         };
         Fixture::with_brokers(kind, brokers)
     }
@@ -123,12 +123,6 @@ impl Drop for Fixture {
             assert_eq!(ended, Ended::Stopped);
         }
     }
-}
-
-/// Returns the broker 4.x that the stories share; the first call starts it.
-pub(super) fn kraft() -> &'static Kafka {
-    static SHARED: OnceLock<Kafka> = OnceLock::new();
-    SHARED.get_or_init(Kafka::start_kraft)
 }
 
 pub(super) fn record(topic: &Arc<str>, key: Option<&str>, value: impl Into<Vec<u8>>) -> Record {

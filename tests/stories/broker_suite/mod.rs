@@ -19,8 +19,8 @@ use kafka_http_wrapper::broker::{
 };
 
 use crate::harness::engine::{poll, poll_messages, read_messages as read};
-use crate::harness::{kafka_wire, unique, wait_until};
-use fixture::{DEADLINE, Fixture, Kind, MAX_MESSAGE_BYTES, append, at, kraft, outcome, record, start, values};
+use crate::harness::{kafka_wire, kraft_cluster, unique, wait_until};
+use fixture::{DEADLINE, Fixture, Kind, MAX_MESSAGE_BYTES, append, at, outcome, record, start, values};
 
 fn appends_at_every_level_are_read_back(fixture: &Fixture) {
     let topic = fixture.topic("levels", 1);
@@ -373,7 +373,7 @@ fn a_partition_paused_for_seconds_loses_and_repeats_no_message(kind: Kind) {
 
 #[test]
 fn kafka_rust_names_a_broker_that_is_too_new() {
-    let fixture = Fixture::with_brokers(Kind::KafkaRust, kraft().address());
+    let fixture = Fixture::with_brokers(Kind::KafkaRust, kraft_cluster().brokers.clone());
     let topic = fixture.topic("too_new", 1);
     let mut fetcher = fixture.fetcher();
     fetcher.assign(&at(&topic, 0), 0);

@@ -29,7 +29,7 @@ fn murmur2_agrees_with_the_java_client() {
         (1..=300_usize).map(|length| (0..length).map(|place| (place * 167 + length * 59) as u8).collect()).collect();
     let hex = |key: &Vec<u8>| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
     let input: String = keys.iter().map(hex).collect();
-    let mut command = java(Edition::WithZooKeeper, &["-Xmx256m"]);
+    let mut command = java(Edition::WithZooKeeper, ["-Xmx256m", "-XX:TieredStopAtLevel=1"]);
     command.arg(&source).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.stderr(Stdio::null()).spawn().expect("java is installed");
     let mut stdin = child.stdin.take().expect("it is piped");

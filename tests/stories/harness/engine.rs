@@ -111,3 +111,18 @@ pub(crate) fn append(brokers: &str, records: Vec<Record>) {
     results.iter().for_each(|result| assert!(result.is_ok(), "{result:?}"));
     producer.close(Duration::ZERO);
 }
+
+/// Appends `count` messages of 10 bytes without a key to a topic.
+#[track_caller]
+pub(crate) fn append_some(brokers: &str, topic: &str, count: usize) {
+    let topic: Arc<str> = topic.into();
+    let record = || Record {
+        topic: Arc::clone(&topic),
+        partition: None,
+        key: None,
+        value: Some(vec![b'x'; 10]),
+        headers: Vec::new(),
+        timestamp_ms: None,
+    };
+    append(brokers, (0..count).map(|_| record()).collect());
+}

@@ -3,6 +3,7 @@
 //! Invariant: a folder with its final name is complete. A download goes to a folder with another name, which is renamed
 //! when the download is done. A file lock makes concurrent processes wait for the download.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,7 +43,7 @@ pub(crate) fn jars(edition: Edition) -> &'static Path {
 }
 
 /// Returns a `java` command with these JVM options and the jars of the edition on its class path.
-pub(crate) fn java(edition: Edition, options: &[&str]) -> Command {
+pub(crate) fn java<T: AsRef<OsStr>>(edition: Edition, options: impl IntoIterator<Item = T>) -> Command {
     let mut command = Command::new("java");
     command.args(options);
     command.args([
@@ -57,7 +58,7 @@ pub(crate) fn java(edition: Edition, options: &[&str]) -> Command {
 }
 
 /// Returns the cache folder: `KAFKA_HTTP_WRAPPER_CACHE`, or `target/` of the checkout.
-fn cache() -> PathBuf {
+pub(super) fn cache() -> PathBuf {
     match std::env::var_os("KAFKA_HTTP_WRAPPER_CACHE") {
         // Maven would resolve a relative path from the folder of the pom.
         Some(path) => std::path::absolute(path).expect("a path that is not empty"),

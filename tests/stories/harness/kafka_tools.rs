@@ -1,12 +1,7 @@
-//! Kafka's own command line clients: a consumer of a group, and a producer for brokers of every version.
-
-use std::time::Duration;
+//! Kafka's own command line client: a consumer of a group.
 
 use super::jars::{Edition, java};
 use super::process::{Process, folder};
-
-/// Deadline for a producer that ends by itself, with the start of its JVM.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Starts a consumer of a group, which commits its offsets every 200 ms; dropping the value kills it.
 pub(crate) fn start_consumer(brokers: &str, group: &str, topic: &str) -> Process {
@@ -30,20 +25,9 @@ pub(crate) fn start_new_consumer_without_commits(brokers: &str, group: &str, top
 }
 
 fn start_consumer_of(edition: Edition, brokers: &str, group: &str, topic: &str, properties: &[&str]) -> Process {
-    let mut command = java(edition, &["-Xmx128m", "-XX:TieredStopAtLevel=1"]);
+    let mut command = java(edition, ["-Xmx128m", "-XX:TieredStopAtLevel=1"]);
     command.args(["org.apache.kafka.tools.consumer.ConsoleConsumer", "--bootstrap-server", brokers]);
     command.args(["--topic", topic, "--group", group, "--from-beginning"]);
     command.args(properties.iter().flat_map(|property| ["--consumer-property", property]));
     Process::start("the console consumer", command, &folder("consumer").join("output"))
-}
-
-/// Appends `count` messages of 10 bytes to a topic.
-pub(crate) fn append(brokers: &str, topic: &str, count: u32) {
-    let mut command = java(Edition::WithZooKeeper, &["-Xmx128m", "-XX:TieredStopAtLevel=1"]);
-    command.args(["org.apache.kafka.tools.ProducerPerformance", "--topic", topic, "--record-size", "10"]);
-    command.args(["--num-records", &count.to_string(), "--throughput", "-1", "--producer-props"]);
-    command.arg(format!("bootstrap.servers={brokers}"));
-    let mut producer = Process::start("the performance producer", command, &folder("producer").join("output"));
-    let status = producer.wait(DEADLINE);
-    assert!(status.success(), "the performance producer: {status}");
 }

@@ -49,8 +49,11 @@ impl KraftCluster {
         let controller_port = free_port();
         let mut links: Vec<Vec<Link>> = (0..n_instances).map(|_| Vec::new()).collect();
         let mut nodes = Vec::new();
-        for node in [1, 2] {
-            let (kafka, of_node) = Kafka::start_kraft_node(node, controller_port, n_instances, &PROPERTIES);
+        let start = |node| Kafka::start_kraft_node(node, controller_port, n_instances, &PROPERTIES);
+        let started = std::thread::scope(|scope| {
+            [1, 2].map(|node| scope.spawn(move || start(node))).map(|node| node.join().expect("the node starts"))
+        });
+        for (kafka, of_node) in started {
             nodes.push(kafka);
             of_node.into_iter().zip(&mut links).for_each(|(link, of_instance)| of_instance.push(link));
         }

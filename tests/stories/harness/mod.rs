@@ -11,6 +11,7 @@ pub(crate) mod append;
 pub(crate) mod backend;
 pub(crate) mod certificates;
 pub(crate) mod chromium;
+pub(crate) mod class_archive;
 pub(crate) mod cluster;
 pub(crate) mod config_file;
 pub(crate) mod configs;
@@ -76,7 +77,7 @@ pub(crate) use link::Link;
 pub(crate) use member::Member;
 pub(crate) use process::free_port;
 pub(crate) use server_process::ServerProcess;
-pub(crate) use wait::{poll, wait_until};
+pub(crate) use wait::{SetOnDrop, poll, wait_until};
 pub(crate) use zk::ZkClient;
 pub(crate) use zookeeper::ZooKeeper;
 

@@ -61,7 +61,7 @@ impl Certificates {
 
 /// Adds [`USER`] for SCRAM-SHA-512, through the plaintext listener at `broker` (`host:port`).
 pub(super) fn add_scram_user(edition: Edition, broker: &str) {
-    let mut command = java(edition, &["-Xmx256m", "-XX:TieredStopAtLevel=1"]);
+    let mut command = java(edition, ["-Xmx256m", "-XX:TieredStopAtLevel=1"]);
     command.args(["kafka.admin.ConfigCommand", "--bootstrap-server", broker, "--alter", "--entity-type", "users"]);
     command.args(["--entity-name", USER, "--add-config"]);
     command.arg(format!("SCRAM-SHA-512=[iterations=4096,password={PASSWORD}]"));

@@ -31,6 +31,13 @@ impl ServerProcess {
         self.process().kill9();
     }
 
+    /// Sends SIGTERM; returns when the process has ended, in whatever way. Panics at the deadline.
+    pub(crate) fn terminate(&self, deadline: Duration) {
+        let mut process = self.process();
+        process.signal(libc::SIGTERM);
+        process.wait(deadline);
+    }
+
     /// Kills the process if it still runs, and starts a new one.
     pub(crate) fn relaunch(&self) {
         let mut process = self.process();

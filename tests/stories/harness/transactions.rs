@@ -19,7 +19,7 @@ pub(crate) fn start_transactions(
     transaction_ms: u32,
     timeout_ms: u32,
 ) -> Process {
-    let mut command = java(Edition::WithZooKeeper, &["-Xmx128m", "-XX:TieredStopAtLevel=1"]);
+    let mut command = java(Edition::WithZooKeeper, ["-Xmx128m", "-XX:TieredStopAtLevel=1"]);
     command.args(["org.apache.kafka.tools.ProducerPerformance", "--topic", topic, "--record-size", "10"]);
     command.args(["--num-records", &count.to_string(), "--throughput", &per_second.to_string()]);
     command.args(["--transactional-id", &unique("transactions")]);

@@ -1,5 +1,6 @@
 //! Waits for a condition, which is checked every 1 to 50 ms until a deadline.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The result of a condition: `true`, or `Some` value.
@@ -53,5 +54,14 @@ pub(crate) fn poll<T>(deadline: Duration, mut condition: impl FnMut() -> Option<
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Sets the flag when it is dropped, also by a step that fails: threads that run until then do end.
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

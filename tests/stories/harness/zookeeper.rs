@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::class_archive::ClassArchive;
 use super::jars::{Edition, java};
 use super::process::{Process, folder, free_port, tail};
 use super::{ServerProcess, ZkClient, poll};
@@ -22,6 +23,16 @@ pub(crate) struct ZooKeeper {
 impl ZooKeeper {
     /// Starts a server; returns when it answers.
     pub(crate) fn start() -> ZooKeeper {
+        static ARCHIVE: ClassArchive = ClassArchive::new("zookeeper", Edition::WithZooKeeper);
+        let rehearse = |options: &[String]| {
+            let server = ZooKeeper::start_with(options);
+            server.client().create("/a/b", "");
+            server.terminate(START_DEADLINE);
+        };
+        ZooKeeper::start_with(ARCHIVE.options(rehearse))
+    }
+
+    fn start_with(jvm_options: &[String]) -> ZooKeeper {
         let port = free_port();
         let folder = folder("zookeeper");
         let properties = format!(
@@ -30,8 +41,8 @@ impl ZooKeeper {
             folder.join("data").display()
         );
         fs::write(folder.join("zookeeper.properties"), properties).expect("a file in a temporary folder");
-        let launched = folder.clone();
-        let process = ServerProcess::new(move || launch(&launched));
+        let (launched, jvm_options) = (folder.clone(), jvm_options.to_vec());
+        let process = ServerProcess::new(move || launch(&launched, &jvm_options));
         let server = ZooKeeper { port, folder, process };
         server.wait_ready();
         server
@@ -73,10 +84,10 @@ impl Deref for ZooKeeper {
     }
 }
 
-fn launch(folder: &Path) -> Process {
+fn launch(folder: &Path, jvm_options: &[String]) -> Process {
     // Without forceSync no write waits for the disk. A kill -9 loses no data: the page cache has it.
-    let mut command =
-        java(Edition::WithZooKeeper, &["-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dzookeeper.forceSync=no"]);
+    let options = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dzookeeper.forceSync=no"];
+    let mut command = java(Edition::WithZooKeeper, options.into_iter().chain(jvm_options.iter().map(String::as_str)));
     command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(folder.join("zookeeper.properties"));
     Process::start("ZooKeeper", command, &folder.join("output"))
 }
