@@ -102,6 +102,24 @@ fn a_truncated_log_is_read_from_where_the_logs_diverge_or_from_the_first_message
 }
 
 #[test]
+fn a_single_message_done_ahead_is_reported_within_200_ms_and_so_is_the_end_of_it() {
+    let mut rig = rig(|config| config.offset_update_interval = Duration::from_secs(3_600));
+    let window = rig.gain(1);
+    rig.fetched(window, 0..3);
+    let reported = |rig: &mut DispatcherRig, later: Duration| {
+        let done = Instant::now();
+        rig.dispatcher.send_snapshots(done + later);
+        rig.group.take().done_ahead.get(&0).map(|(_, ahead)| ahead.ranges.to_vec())
+    };
+    rig.done(window, 1);
+    assert_eq!(reported(&mut rig, Duration::ZERO), None, "not for each message");
+    assert_eq!(reported(&mut rig, Duration::from_millis(200)), Some(vec![1..2; 1]));
+    assert_eq!(reported(&mut rig, Duration::from_secs(9)), None, "nothing has changed");
+    rig.done(window, 0);
+    assert_eq!(reported(&mut rig, Duration::from_millis(200)), Some(vec![]));
+}
+
+#[test]
 fn messages_done_ahead_are_pushed_again_if_the_leader_has_changed_since() {
     for (stored_epoch, expected) in [(4, &[0, 1, 4][..]), (3, &[0, 1, 2, 3, 4])] {
         let mut rig = rig(|_| {});

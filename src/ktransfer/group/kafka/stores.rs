@@ -13,7 +13,7 @@ use crate::broker::{Offset, PartitionId};
 use crate::ktransfer::group::Generation;
 use crate::ktransfer::group::held_claims;
 use crate::ktransfer::group::mailbox::DoneAhead;
-use crate::ktransfer::group::progress::{StoreScope, early_pause, unstored};
+use crate::ktransfer::group::progress::{EARLY_INTERVAL, StoreScope, early_pause, unstored};
 
 /// One commit in flight.
 pub(super) struct Store {
@@ -72,7 +72,10 @@ impl KafkaGroup {
         if commits.is_empty() {
             return done;
         }
+        let began = Instant::now();
         let results = self.membership.commit(&commits, deadline);
+        // A failed call may have taken its whole time: not again at once. During a rebalance it fails quickly.
+        let retry_at = Instant::now() + began.elapsed().clamp(EARLY_INTERVAL, MAX_CALL / 2);
         let mut is_too_long = false;
         for (Store { partition, generation, next, ahead, pauses }, result) in sent.into_iter().zip(results) {
             let Some(held) = held_claims::current(&mut self.held, partition, generation) else { continue };
@@ -86,8 +89,7 @@ impl KafkaGroup {
                 }
                 Err(CommitError::MetadataTooLong) => is_too_long = true,
                 Err(failure) => {
-                    // A failed call may have taken its whole time: not again at once.
-                    self.next_early_store = self.next_early_store.max(Instant::now() + MAX_CALL / 2);
+                    self.next_early_store = self.next_early_store.max(retry_at);
                     let is_uncertain = matches!(failure, CommitError::Failed(_));
                     done.is_uncertain |= is_uncertain;
                     if is_uncertain {

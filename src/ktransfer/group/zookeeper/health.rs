@@ -9,6 +9,9 @@ use crate::keeper::paths;
 
 /// Shortest time without an owner after which a partition is reported; a hand-over takes less.
 const MIN_UNOWNED: Duration = Duration::from_secs(10);
+/// Shortest time with the owner node of another member after which an assigned partition is reported: a hand-over may
+/// take a fifth of the other's `shutdown_grace_ms`.
+const MIN_FOREIGN: Duration = Duration::from_secs(60);
 /// How long the topic is missing, or no round is completed, before that is reported: the topic may be created at the
 /// same time as the module, and a connection to ZooKeeper be lost for some seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,23 +45,26 @@ impl ZookeeperGroup {
     /// Returns which partitions are not read, and why: those without an owner for long, those that another member does
     /// not release, and those whose offset is not readable.
     fn unread(&self) -> Option<String> {
-        let patience = MIN_UNOWNED.max(2 * self.keeper.session_timeout());
-        let long = |since: &BTreeMap<PartitionId, Instant>| -> Vec<PartitionId> {
+        let sessions = 2 * self.keeper.session_timeout();
+        let long = |since: &BTreeMap<PartitionId, Instant>, patience: Duration| -> Vec<PartitionId> {
             since.iter().filter(|(_, since)| patience <= since.elapsed()).map(|(id, _)| *id).collect()
         };
-        let (unowned, foreign) = (long(&self.unowned_since), long(&self.foreign_since));
+        let (unowned_for, foreign_for) = (MIN_UNOWNED.max(sessions), MIN_FOREIGN.max(sessions));
+        let unowned = long(&self.unowned_since, unowned_for);
+        let foreign = long(&self.foreign_since, foreign_for);
         let mut troubles: Vec<String> = self
             .unreadable
             .iter()
             .map(|(partition, why)| format!("partition {partition} is not read: {why}"))
             .collect();
-        let (topic, seconds) = (&self.config.topic, patience.as_secs());
+        let topic = &self.config.topic;
         if !unowned.is_empty() {
+            let seconds = unowned_for.as_secs();
             troubles.push(format!("partitions {unowned:?} of topic {topic} have had no owner for {seconds} s"));
         }
         if let Some(first) = foreign.first() {
             // The node of a member that is alive goes with its release, that of a dead one with its session.
-            let node = paths::owner(&self.config.group, topic, *first);
+            let (node, seconds) = (paths::owner(&self.config.group, topic, *first), foreign_for.as_secs());
             troubles.push(format!(
                 "partitions {foreign:?} of topic {topic} are assigned to this member, but have had the owner node of \
                  another one for {seconds} s: if nobody pushes them, delete the node, as {node}"

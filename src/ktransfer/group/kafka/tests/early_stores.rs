@@ -26,3 +26,23 @@ fn the_more_partitions_an_early_store_has_the_later_is_the_next_one() {
         assert!(before + pause <= next && next <= Instant::now() + pause, "{n_partitions}: {:?}", next - before);
     }
 }
+
+#[test]
+fn a_commit_that_is_refused_at_once_is_repeated_soon() {
+    let brokers = Rig::brokers(Some(1));
+    let (members, events) = unbounded();
+    let mut group = Rig::group(&brokers, events);
+    members.send(MembershipEvent::Assigned(vec![0])).unwrap();
+    group.take_events();
+    group.turn().unwrap();
+    group.held.get_mut(&0).expect("it is claimed").progress.committed = Some(10);
+    brokers.lock().unwrap().refusal = Some(CommitError::Failed("REBALANCE_IN_PROGRESS".to_owned()));
+    let before = Instant::now();
+    assert!(group.store(StoreScope::All).is_err());
+    // A rebalance is over within milliseconds; what is done until the next commit is repeated after a crash.
+    let wait = group.next_early_store - before;
+    assert!(EARLY_INTERVAL <= wait && wait < MAX_CALL / 2, "{wait:?}");
+    brokers.lock().unwrap().refusal = None;
+    group.store(StoreScope::Early).unwrap();
+    assert_eq!(brokers.lock().unwrap().offsets[&0].offset, 10);
+}
