@@ -9,7 +9,8 @@
 //! | 4 | the stop was incomplete: it took longer than `shutdown_grace_ms`, or work such as storing offsets failed |
 //! | 5 | a second SIGTERM or SIGINT ended an ordered stop |
 //!
-//! SIGHUP reopens the log files and runs the reload actions, both on separate threads. SIGPIPE is ignored. One thread
+//! SIGHUP reopens the log files and runs the reload actions, both on separate threads. SIGUSR1 only reopens the log
+//! files: a rotation of logs need not put a half-edited configuration into force. SIGPIPE is ignored. One thread
 //! receives all signals; it never accesses a file, so a hanging disk cannot delay a signal. The first SIGTERM or SIGINT
 //! only triggers a [`Stop`]; each daemon decides the order in which its parts stop. The command line is parsed in
 //! `command`.
@@ -24,7 +25,7 @@ use std::process::{self, ExitCode};
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::config::{Problems, Section};
@@ -37,6 +38,8 @@ use crate::supervise::{Ended, Supervisor, spawn_expendable};
 use command::{Command, parse};
 pub use command::{Tool, ToolArguments, ToolOption};
 
+/// The signals that the daemon receives.
+const SIGNALS: [c_int; 4] = [SIGTERM, SIGINT, SIGHUP, SIGUSR1];
 /// Time that the watchdog adds to the grace, so that threads can still end after an ordered stop that used up the whole
 /// grace.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(1);
@@ -148,7 +151,7 @@ fn start<C: Settings>(name: &str, file: &Path, config: C, run: fn(C, &Supervisor
         Exit::CannotStart
     };
     // Signal handlers come first, so that a signal during the start also leads to an ordered stop.
-    let signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+    let signals = match Signals::new(SIGNALS) {
         Ok(signals) => signals,
         Err(cause) => return cannot_start(&format!("cannot install signal handlers: {cause}")),
     };
@@ -247,6 +250,7 @@ fn watch_signals(mut signals: Signals, stop: &Stop, reloads: &Reloads) {
                 logging::reopen();
                 reload(reloads);
             }
+            SIGUSR1 => logging::reopen(),
             _ if stop.is_triggered() => {
                 warn!("a second signal ({signal}): stopping at once");
                 exit_now(Exit::SecondSignal);
@@ -280,7 +284,7 @@ fn mask_signals(how: c_int) {
     unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut set);
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
+        for signal in SIGNALS {
             libc::sigaddset(&raw mut set, signal);
         }
         libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());

@@ -285,12 +285,53 @@ fn the_keys_in_tables_of_the_docs_are_in_the_reference_files() {
     assert!(count > 10, "{count}");
 }
 
+/// Returns the keys of an example of YAML that are no keys of these reference files, nor the name of a map that has
+/// only such keys. The map `kafka` has the names of Kafka's settings, `outcomes` statuses.
+fn unknown_keys(example: &serde_yaml::Value, references: &[String]) -> Vec<String> {
+    use serde_yaml::Value;
+    let occurs = |key: &str| {
+        let starts = [format!(" {key}:"), format!("\n{key}:")];
+        references.iter().any(|text| starts.iter().any(|start| text.contains(start)))
+    };
+    let is_known = |key: &Value| key.as_str().is_some_and(occurs);
+    match example {
+        Value::Sequence(items) => items.iter().flat_map(|item| unknown_keys(item, references)).collect(),
+        Value::Mapping(map) => map
+            .iter()
+            .flat_map(|(key, value)| {
+                let is_name = value.as_mapping().is_some_and(|map| map.keys().all(is_known));
+                let unknown = (!is_known(key) && !is_name).then(|| format!("{key:?}"));
+                let has_own_keys = matches!(key.as_str(), Some("kafka" | "outcomes"));
+                let below = if has_own_keys { Vec::new() } else { unknown_keys(value, references) };
+                unknown.into_iter().chain(below)
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn every_example_of_yaml_in_the_docs_has_known_keys() {
+    let references = reference_files();
+    let mut count = 0;
+    for document in Document::all() {
+        for example in document.blocks().into_iter().filter_map(|block| block.strip_prefix("yaml\n")) {
+            let parsed = serde_yaml::from_str(example);
+            let parsed = parsed.unwrap_or_else(|cause| panic!("{}: {cause}:\n{example}", document.name()));
+            assert_eq!(unknown_keys(&parsed, &references), [""; 0], "{}:\n{example}", document.name());
+            count += 1;
+        }
+    }
+    assert!(count > 5, "{count}");
+}
+
 #[test]
 fn every_name_in_the_docs_occurs_in_the_program() {
     let mut program = sources();
     program.extend(reference_files());
     program.extend(
-        ["Cargo.toml", "conf/zabbix/README.md", "conf/prometheus/scrape.yml"].map(|file| Document::read(file).text),
+        ["Cargo.toml", "conf/zabbix/README.md", "conf/prometheus/scrape.yml", "conf/prometheus/rules.yml"]
+            .map(|file| Document::read(file).text),
     );
     // The decisions also use names of other programs and crates.
     let decisions = Path::new("docs/decisions.md");

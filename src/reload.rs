@@ -21,6 +21,8 @@ type Action = Box<dyn FnMut() -> Result<String, String> + Send>;
 pub(crate) struct Reloads {
     actions: Arc<Mutex<Vec<(&'static str, Action)>>>,
     progress: Arc<Mutex<Progress>>,
+    /// The parts whose latest reload failed, each with the reason.
+    failures: Arc<Mutex<Vec<(&'static str, String)>>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,15 +49,24 @@ impl Reloads {
         (!is_running).then(|| RequestedReload { reloads: self.clone(), is_over: false })
     }
 
+    /// Returns the parts whose latest reload failed, so that their previous state is in force, each with the reason.
+    pub(crate) fn failures(&self) -> Vec<(&'static str, String)> {
+        lock(&self.failures).clone()
+    }
+
     /// Runs all actions and logs the outcome of each.
     pub(crate) fn run(&self) {
         // Taken out, so that `add` does not wait for an action that hangs.
         let mut actions = mem::take(&mut *lock(&self.actions));
         for (what, action) in &mut actions {
-            match panics::catch(action) {
-                Ok(Ok(loaded)) => info!("{what} reloaded: {loaded}"),
-                Ok(Err(why)) => error!("{what} could not be reloaded, the previous state stays in force: {why}"),
-                Err(text) => error!("{what} could not be reloaded: panicked: {text}"),
+            let outcome = panics::catch(action).unwrap_or_else(|text| Err(format!("panicked: {text}")));
+            lock(&self.failures).retain(|(failed, _)| failed != what);
+            match outcome {
+                Ok(loaded) => info!("{what} reloaded: {loaded}"),
+                Err(why) => {
+                    error!("{what} could not be reloaded, the previous state stays in force: {why}");
+                    lock(&self.failures).push((what, why));
+                }
             }
         }
         lock(&self.actions).splice(0..0, actions);
@@ -112,6 +123,20 @@ mod tests {
         reloads.run();
         reloads.run();
         assert_eq!(ran.try_iter().count(), 2);
+        let failures = reloads.failures();
+        assert_eq!(failures, [("a", "no such file".to_owned()), ("b", "panicked: in the action".to_owned())]);
+    }
+
+    #[test]
+    fn a_failure_lasts_until_the_next_reload_of_its_part() {
+        let reloads = Reloads::default();
+        let mut outcomes = [Ok("1"), Err("bad"), Err("worse"), Ok("2")].into_iter();
+        reloads.add("a", move || outcomes.next().unwrap().map(str::to_owned).map_err(str::to_owned));
+        for expected in [None, Some("bad"), Some("worse"), None] {
+            reloads.run();
+            let failures: Vec<_> = reloads.failures().into_iter().map(|(_, why)| why).collect();
+            assert_eq!(failures, expected.as_slice());
+        }
     }
 
     #[test]

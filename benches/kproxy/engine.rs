@@ -35,9 +35,14 @@ struct ClosedLoop {
 
 impl ClosedLoop {
     fn append(&self) {
+        let topic = self.random() as usize % self.topics.len();
+        self.append_to(&self.topics[topic]);
+    }
+
+    fn append_to(&self, topic: &Arc<str>) {
         let random = self.random();
         let record = Record {
-            topic: Arc::clone(&self.topics[random as usize % self.topics.len()]),
+            topic: Arc::clone(topic),
             partition: None,
             key: self.load.has_keys.then(|| random.to_string().into_bytes()),
             value: Some(vec![b'x'; self.load.size]),
@@ -60,6 +65,18 @@ impl ClosedLoop {
         let (started, outcome) = self.done.recv().expect("every append completes");
         outcome.expect("the message is stored");
         started.elapsed()
+    }
+
+    /// Appends a message to each topic, so that the metadata and the broker's log files of all topics are there, then
+    /// runs the loop until connections and buffers have their size.
+    fn warm_up(&self, in_flight: u32) {
+        for topics in self.topics.chunks(in_flight as usize) {
+            topics.iter().for_each(|topic| self.append_to(topic));
+            for _ in topics {
+                self.wait_for_one();
+            }
+        }
+        self.run(in_flight, Duration::from_millis(500));
     }
 
     /// Runs the loop for `time`; returns the sorted latencies of all appends in microseconds.
@@ -109,9 +126,7 @@ pub(crate) fn run(brokers: &str, engine: Engine, topics: &[String], load: Load) 
     let (sender, done) = bounded((load.in_flight as usize).max(topics.len()));
     let topics = topics.iter().map(|topic| Arc::from(&**topic)).collect();
     let closed_loop = ClosedLoop { producer, load, topics, next_random: Cell::new(1), sender, done };
-    // The first appends wait for the metadata of the topics and for connections, so they complete before the
-    // measurement.
-    closed_loop.run(load.in_flight, Duration::from_millis(500));
+    closed_loop.warm_up(load.in_flight);
 
     let (started, cpu) = (Instant::now(), cpu_time(libc::RUSAGE_SELF));
     let latencies_us = closed_loop.run(load.in_flight, Duration::from_secs(load.seconds.into()));

@@ -13,42 +13,58 @@ const ENGINES: [(&str, Engine); 2] = [("native", Engine::Native), ("kafka-rust",
 const LEVELS: [(i32, Acks); 3] = [(0, Acks::None), (1, Acks::Leader), (-1, Acks::All)];
 const MANY_TOPICS: usize = 1_000;
 
-/// Measures all rows, each for `seconds`.
+/// Measures all rows, each for `seconds`, or those that have `ROWS` in their name.
 pub(crate) fn run(seconds: u32) {
     Measurement::print_heading();
-    let only: Option<i32> = std::env::var("PARTITIONS").ok().and_then(|text| text.parse().ok());
-    {
+    let rows = Rows { only: std::env::var("ROWS").unwrap_or_default(), seconds };
+    rows.of_one_broker();
+    rows.of_three_brokers();
+}
+
+struct Rows {
+    only: String,
+    seconds: u32,
+}
+
+impl Rows {
+    fn of_one_broker(&self) {
         let cluster = Cluster::start(1);
-        for partitions in [1, 8, 64, 512].into_iter().filter(|count| only.is_none_or(|only| only == *count)) {
+        for partitions in [1, 8, 64, 512] {
             let topics = [cluster.new_topic("bench", partitions)];
             for (number, acks) in LEVELS {
                 for in_flight in [1, 8, 64, 512] {
-                    let load = Load { in_flight, size: SMALL, acks, has_keys: true, seconds };
-                    compare(&cluster, &topics, load, &format!("{partitions} p. acks={number}"));
+                    self.compare(
+                        &cluster,
+                        &topics,
+                        self.load(in_flight, acks),
+                        &format!("{partitions} p. acks={number}"),
+                    );
                 }
             }
         }
-        if only.is_none() {
-            let topics = [cluster.new_topic("large", 64)];
-            let load = Load { in_flight: 64, size: LARGE, acks: Acks::Leader, has_keys: true, seconds };
-            compare(&cluster, &topics, load, "64 p. 10 KiB");
-            let topics: Vec<String> = (0..MANY_TOPICS).map(|_| cluster.new_topic("many", 1)).collect();
-            let load = Load { in_flight: 64, size: SMALL, acks: Acks::Leader, has_keys: true, seconds };
-            compare(&cluster, &topics, load, "1,000 topics");
-        }
+        let large = Load { size: LARGE, ..self.load(64, Acks::Leader) };
+        self.compare(&cluster, &[cluster.new_topic("large", 64)], large, "64 p. 10 KiB");
+        let topics: Vec<String> = (0..MANY_TOPICS).map(|_| cluster.new_topic("many", 1)).collect();
+        self.compare(&cluster, &topics, self.load(64, Acks::Leader), "1,000 topics");
     }
-    if only.is_none() {
+
+    fn of_three_brokers(&self) {
         let cluster = Cluster::start(3);
         let topics = [cluster.new_topic("replicated", 64)];
+        // The brokers' virtual machines compile their code first: the first row is not the slowest.
+        engine::run(&cluster.brokers, Engine::Native, &topics, Load { seconds: 5, ..self.load(64, Acks::All) });
         for in_flight in [1, 8, 64, 512] {
-            let load = Load { in_flight, size: SMALL, acks: Acks::All, has_keys: true, seconds };
-            compare(&cluster, &topics, load, "3 brokers acks=-1");
+            self.compare(&cluster, &topics, self.load(in_flight, Acks::All), "3 brokers acks=-1");
         }
     }
-}
 
-fn compare(cluster: &Cluster, topics: &[String], load: Load, name: &str) {
-    for (engine_name, engine) in ENGINES {
-        engine::run(&cluster.brokers, engine, topics, load).print(&format!("{engine_name} {name}"), load.in_flight);
+    fn load(&self, in_flight: u32, acks: Acks) -> Load {
+        Load { in_flight, size: SMALL, acks, has_keys: true, seconds: self.seconds }
+    }
+
+    fn compare(&self, cluster: &Cluster, topics: &[String], load: Load, name: &str) {
+        for (engine_name, engine) in ENGINES.into_iter().filter(|_| name.contains(&self.only)) {
+            engine::run(&cluster.brokers, engine, topics, load).print(&format!("{engine_name} {name}"), load.in_flight);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The data that a monitor reads from a cluster besides log end offsets: topics with their ids, and consumer groups.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,6 +54,8 @@ pub struct GroupListing {
     pub groups: Vec<ListedGroup>,
     /// Why groups may be missing; empty if the list is complete.
     pub failures: Vec<String>,
+    /// The brokers that did not respond.
+    pub silent: Vec<i32>,
 }
 
 /// The members of a consumer group.
@@ -68,8 +71,12 @@ pub struct GroupDescription {
 /// Reads the consumer groups of a cluster. Used by one thread; every call returns by its deadline, and a broker that
 /// does not respond delays only its own groups.
 pub trait GroupReader: Send {
-    /// Returns all groups of consumers.
-    fn list(&mut self, deadline: Instant) -> GroupListing;
+    /// Returns all groups of consumers, as far as other brokers than those in `except` coordinate them.
+    fn list(&mut self, except: &BTreeSet<i32>, deadline: Instant) -> GroupListing;
+
+    /// Returns the broker that coordinates each group, in the same order; `None` if it is unknown. What is known stays
+    /// for a while, unless the broker is one of `doubtful`: then it is looked up.
+    fn coordinators(&mut self, groups: &[Arc<str>], doubtful: &BTreeSet<i32>, deadline: Instant) -> Vec<Option<i32>>;
 
     /// Returns the committed offsets of each group, in the same order; each can fail by itself. A group fails if one of
     /// its offsets cannot be read: without it, nothing would seem to be committed.

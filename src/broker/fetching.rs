@@ -140,6 +140,29 @@ pub enum FetchEvent {
     },
 }
 
+impl FetchEvent {
+    /// Returns the partition that the event is about; `None` if it is about brokers.
+    pub(crate) fn partition(&self) -> Option<&TopicPartition> {
+        match self {
+            FetchEvent::Messages(batch) => Some(&batch.partition),
+            FetchEvent::Position { partition, .. }
+            | FetchEvent::TopicId { partition, .. }
+            | FetchEvent::OffsetGone { partition, .. }
+            | FetchEvent::Truncated { partition, .. }
+            | FetchEvent::Recreated { partition, .. }
+            | FetchEvent::PartitionError { partition, .. }
+            | FetchEvent::Recovered { partition } => Some(partition),
+            FetchEvent::BrokerUnreachable { .. } | FetchEvent::Unreachable { .. } => None,
+        }
+    }
+
+    /// Whether the event only says that something cannot be read, or can be read again.
+    pub(crate) fn is_error(&self) -> bool {
+        use FetchEvent::{BrokerUnreachable, PartitionError, Recovered, Unreachable};
+        matches!(self, PartitionError { .. } | Recovered { .. } | BrokerUnreachable { .. } | Unreachable { .. })
+    }
+}
+
 /// Reads messages from offsets that its owner chooses. Used by one thread. It stays usable after every error: it
 /// reconnects and retries with back-off by itself.
 pub trait Fetcher: Send {
@@ -162,4 +185,8 @@ pub trait Fetcher: Send {
     /// Waits at most `wait` for the first event and returns events with at most `max` messages; the list is empty if
     /// none came.
     fn poll(&mut self, wait: Duration, max: usize) -> Vec<FetchEvent>;
+
+    /// Returns the events that have come and are errors or their ends, without waiting, and leaves all others to
+    /// [`poll`](Self::poll): for an owner that takes no messages at present.
+    fn poll_errors(&mut self) -> Vec<FetchEvent>;
 }

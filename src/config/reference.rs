@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 /// The functions whose first argument is a key; [`keys_taken`] finds their calls in a source.
-const TAKERS: [&str; 17] = [
+const TAKERS: [&str; 18] = [
     "boolean",
     "choice",
     "chroot",
@@ -18,6 +18,7 @@ const TAKERS: [&str; 17] = [
     "millis",
     "optional_integer",
     "optional_millis",
+    "timeout",
     "optional_port",
     "port",
     "section",

@@ -74,6 +74,14 @@ impl Section {
         Duration::from_millis(u64::try_from(number).unwrap_or_default())
     }
 
+    /// Takes a timeout of an HTTP server in milliseconds, at most an hour. 0, which is no timeout in the original, is
+    /// an hour.
+    pub fn timeout(&mut self, key: &str, default_ms: u64, problems: &mut Problems) -> Duration {
+        const HOUR_MS: u64 = 3_600_000;
+        let timeout = self.millis(key, Some(default_ms), 0..=HOUR_MS, problems);
+        if timeout.is_zero() { Duration::from_millis(HOUR_MS) } else { timeout }
+    }
+
     /// Takes a duration of at most `max` milliseconds; `None` if it is 0 or the key is absent.
     pub fn optional_millis(&mut self, key: &str, max: u64, problems: &mut Problems) -> Option<Duration> {
         let duration = self.millis(key, Some(0), 0..=max, problems);

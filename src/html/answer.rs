@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use super::assets::{self, accepts_html, with_page_headers};
 use super::query::{Parameters, Query};
 use crate::clock::Moment;
-use crate::http::{Body, Head, Response, SharedBytes, Version};
+use crate::http::{Body, Head, OlderPages, Response, SharedBytes, Version};
 use crate::locks::lock;
 
 /// The media type of the page and of its rows.
@@ -21,6 +21,9 @@ const ALLOWED: &str = "GET, HEAD, OPTIONS";
 
 /// Number of different answers that are kept, for the page and for its rows.
 const MAX_KEPT: usize = 4;
+
+/// Limit on the memory of earlier answers that clients still read, for the page and for its rows.
+const MAX_OLDER_BYTES: usize = 8 << 20;
 
 /// A page of a daemon: pure functions of its content.
 pub(crate) trait Page: Parameters {
@@ -70,14 +73,17 @@ pub(crate) struct PageAnswers<P: Page> {
 
 /// Bytes that are rendered at most once a second for each query and version. The lock is not held while they are
 /// rendered.
-struct Rendered<P: Page>(Mutex<Vec<(RenderedKey<P>, SharedBytes)>>);
+struct Rendered<P: Page> {
+    kept: Mutex<Vec<(RenderedKey<P>, SharedBytes)>>,
+    older: OlderPages,
+}
 
 /// A query, a version and a second of the clock.
 type RenderedKey<P> = (Query<P>, String, u64);
 
 impl<P: Page> Default for PageAnswers<P> {
     fn default() -> Self {
-        PageAnswers { page: Rendered(Mutex::default()), rows: Rendered(Mutex::default()) }
+        PageAnswers { page: Rendered::default(), rows: Rendered::default() }
     }
 }
 
@@ -119,21 +125,29 @@ impl<P: Page> PageAnswers<P> {
     }
 }
 
+impl<P: Page> Default for Rendered<P> {
+    fn default() -> Self {
+        Rendered { kept: Mutex::default(), older: OlderPages::default() }
+    }
+}
+
 impl<P: Page> Rendered<P> {
     fn get(&self, query: &Query<P>, version: String, now: Moment, render: impl FnOnce() -> String) -> Body {
         let second = now.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let wanted = (query.clone(), version, second);
-        if let Some((_, bytes)) = lock(&self.0).iter().find(|(rendered, _)| *rendered == wanted) {
+        if let Some((_, bytes)) = lock(&self.kept).iter().find(|(rendered, _)| *rendered == wanted) {
             return bytes.clone().into();
         }
         let bytes = SharedBytes::from(render().into_bytes());
-        let mut kept = lock(&self.0);
+        let mut kept = lock(&self.kept);
         let mut old: Vec<_> = kept.extract_if(.., |((query, _, at), _)| *at != second || *query == wanted.0).collect();
         old.extend((kept.len() >= MAX_KEPT).then(|| kept.remove(0)));
         kept.push((wanted, bytes.clone()));
         // Large bodies are freed without the lock.
         drop(kept);
+        let watches: Vec<_> = old.iter().map(|(_, bytes)| bytes.watch()).collect();
         drop(old);
+        self.older.add(watches, MAX_OLDER_BYTES);
         bytes.into()
     }
 }
@@ -195,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_rendered_once_a_second_for_each_query_and_version() {
-        let rendered = Rendered::<TestPage>(Mutex::default());
+        let rendered = Rendered::<TestPage>::default();
         let now = Moment::now();
         let get = |text: &str, version: &str, now| {
             let body = rendered.get(&Query::parse(text).unwrap(), version.to_owned(), now, || "page".to_owned());
@@ -209,12 +223,28 @@ mod tests {
         assert_ne!(get("", "2", now).as_ptr(), one.as_ptr(), "the content has changed");
         let later = Moment { wall: now.wall + Duration::from_secs(1), ..now };
         let newest = get("", "2", later);
-        assert_eq!(lock(&rendered.0).len(), 1, "only the present second is kept");
+        assert_eq!(lock(&rendered.kept).len(), 1, "only the present second is kept");
         for page in 1..100 {
             get(&format!("page={page}"), "2", later);
-            assert!(lock(&rendered.0).len() <= MAX_KEPT);
+            assert!(lock(&rendered.kept).len() <= MAX_KEPT);
         }
         assert_ne!(get("", "2", later).as_ptr(), newest.as_ptr());
+    }
+
+    #[test]
+    fn answers_that_clients_read_slowly_are_bounded_whatever_they_request() {
+        let (rendered, now) = (Rendered::<TestPage>::default(), Moment::now());
+        let get = |page: usize| {
+            let query = Query::parse(&format!("page={page}")).unwrap();
+            rendered.get(&query, "1".to_owned(), now, || "x".repeat(MAX_OLDER_BYTES / 10))
+        };
+        let bodies: Vec<Body> = (1..=40).map(get).collect();
+        let withdrawn = bodies.iter().filter(|body| body.is_withdrawn()).count();
+        assert_eq!(withdrawn, 40 - 10 - MAX_KEPT, "those that are kept can be requested again");
+        assert!(bodies.iter().rev().take(10 + MAX_KEPT).all(|body| !body.is_withdrawn()), "the oldest are withdrawn");
+        drop(bodies);
+        get(41);
+        assert_eq!(rendered.older.count(), 0);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! When accept(2) fails because the process has no descriptors or memory left, it is retried after a pause; new
 //! connections wait in the kernel's backlog during the pause. A connection beyond `max_connections` or
-//! `max_connections_per_ip` gets a 503 (with TLS: an alert) and is closed.
+//! `max_connections_per_ip` gets a 503 (with TLS: an alert) and is closed. A reader sends the 503 and lets the client
+//! send its request, since closing the connection at once may reset it before the client has read the 503. If very many
+//! such connections are open, a further one is closed at once.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -131,26 +133,35 @@ impl Acceptor {
     fn dispatch(&mut self, socket: TcpStream, peer: SocketAddr) {
         let (max, max_per_ip) = (self.max_connections, self.max_connections_per_ip);
         if let Err(refusal) = self.control.connection_opened(peer.ip(), max, max_per_ip) {
-            self.metrics.refused(refusal.status);
-            self.metrics.limit_reached(refusal.limit.unwrap_or_default());
-            self.refuse(socket, refusal);
+            // With TLS there is no response whose arrival matters.
+            if !self.has_tls && self.control.refused_connection_opened() {
+                self.next_reader().post(InboxMessage::RefusedConnection(socket, peer, refusal));
+            } else {
+                self.metrics.refused(refusal.status);
+                self.metrics.limit_reached(refusal.limit.unwrap_or_default());
+                self.refuse_and_close(socket, peer, refusal);
+            }
             return;
         }
         self.metrics.accepted.inc();
         self.metrics.connections.inc();
-        let reader = &self.readers[self.next_reader];
-        self.next_reader = (self.next_reader + 1) % self.readers.len();
-        reader.post(InboxMessage::NewConnection(socket, peer));
+        self.next_reader().post(InboxMessage::NewConnection(socket, peer));
+    }
+
+    fn next_reader(&mut self) -> &Inbox {
+        let reader = self.next_reader;
+        self.next_reader = (reader + 1) % self.readers.len();
+        &self.readers[reader]
     }
 
     /// Sends the 503 (with TLS: the alert) without blocking, and closes the connection.
-    fn refuse(&self, mut socket: TcpStream, refusal: Refusal) {
+    fn refuse_and_close(&self, mut socket: TcpStream, peer: SocketAddr, refusal: Refusal) {
         let mut bytes = Vec::new();
         if self.has_tls {
             // A status could be sent only after a handshake, and the limit exists to save such work.
             bytes.extend(tls::REFUSAL_ALERT);
         } else {
-            let mut response = self.handler.refusal(refusal.status, refusal.reason);
+            let mut response = self.handler.refusal(refusal.status, refusal.reason, &peer.to_string());
             response.headers.extend(self.handler.response_headers(None));
             encode(
                 &response,

@@ -77,6 +77,11 @@ impl ByteLease {
         self.bytes
     }
 
+    /// Returns the largest size that the lease can have: the whole budget.
+    pub fn max(&self) -> usize {
+        self.budget.as_ref().map_or(usize::MAX, ByteBudget::max)
+    }
+
     /// Grows the lease to `bytes`; if the budget is exhausted, returns false and leaves the lease as it was.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);

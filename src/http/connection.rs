@@ -159,7 +159,8 @@ impl Connection {
         let body_bytes = response.body.allocated();
         // A small response needs no lease, so the lock is not taken for it.
         if sends_body && body_bytes > MAX_JOINED_BYTES && !self.lock().answer_lease.admits(body_bytes) {
-            response = self.inbox.control.refusal(TOO_MANY_ANSWER_BYTES).with_header("Retry-After", "1");
+            let refused = self.inbox.control.refusal(TOO_MANY_ANSWER_BYTES, &self.peer_text);
+            response = refused.with_header("Retry-After", "1");
         }
         response.headers.extend(headers);
         options.keep_alive &= !response.close && !self.inbox.control.is_draining();

@@ -12,8 +12,12 @@ use super::message::Response;
 use super::refusal::Refusal;
 use crate::locks::{lock, wait_timeout_while};
 
-/// Builds the response with which the server itself answers a request that the handler has processed.
-type RefusalResponse = Box<dyn Fn(Refusal) -> Response + Send + Sync>;
+/// Limit on the open connections that exceed a limit and get a response for it.
+const MAX_REFUSED_CONNECTIONS: usize = 64;
+
+/// Builds the response with which the server itself answers a request that the handler has processed; gets the address
+/// of the client.
+type RefusalResponse = Box<dyn Fn(Refusal, &str) -> Response + Send + Sync>;
 
 /// State that a server shares with its threads.
 #[derive(Default)]
@@ -32,6 +36,8 @@ pub(super) struct Control {
 #[derive(Default)]
 struct OpenConnections {
     count: usize,
+    /// Open connections that exceed a limit, which do not count otherwise.
+    refused_count: usize,
     /// Open connections by client address; empty if there is no limit for each address. Only addresses with an open
     /// connection have an entry, so there are at most as many entries as connections.
     by_address: HashMap<IpAddr, usize>,
@@ -40,7 +46,7 @@ struct OpenConnections {
 impl Control {
     /// Creates the state; `refusal` builds the response with which the server itself answers a request that the handler
     /// has processed.
-    pub(super) fn new(refusal: impl Fn(Refusal) -> Response + Send + Sync + 'static) -> Self {
+    pub(super) fn new(refusal: impl Fn(Refusal, &str) -> Response + Send + Sync + 'static) -> Self {
         Control { refusal: Some(Box::new(refusal)), ..Control::default() }
     }
 
@@ -77,10 +83,10 @@ impl Control {
         self.ended.store(true, Ordering::Release);
     }
 
-    /// Returns the response with which the server itself answers a request that the handler has processed.
-    pub(super) fn refusal(&self, refusal: Refusal) -> Response {
+    /// Returns the response with which the server itself answers a request of `peer` that the handler has processed.
+    pub(super) fn refusal(&self, refusal: Refusal, peer: &str) -> Response {
         let plain = || Response::text(refusal.status, refusal.reason);
-        self.refusal.as_ref().map_or_else(plain, |build| build(refusal))
+        self.refusal.as_ref().map_or_else(plain, |build| build(refusal, peer))
     }
 
     fn open(&self) -> MutexGuard<'_, OpenConnections> {
@@ -99,7 +105,6 @@ impl Control {
             return Err(Refusal::over_limit("connections", 503, "too many connections"));
         }
         if let Some(max_per_ip) = max_per_ip {
-            let client = client.to_canonical();
             let count = open.by_address.get(&client).copied().unwrap_or(0);
             if count >= max_per_ip {
                 return Err(Refusal::over_limit("connections_per_ip", 503, "too many connections from this address"));
@@ -113,7 +118,7 @@ impl Control {
     pub(super) fn connection_closed(&self, client: IpAddr) {
         let mut open = self.open();
         open.count -= 1;
-        if let Entry::Occupied(mut entry) = open.by_address.entry(client.to_canonical()) {
+        if let Entry::Occupied(mut entry) = open.by_address.entry(client) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();
@@ -122,6 +127,18 @@ impl Control {
         if open.count == 0 {
             self.all_closed.notify_all();
         }
+    }
+
+    /// Counts a connection that exceeds a limit; returns false if there are too many of them.
+    pub(super) fn refused_connection_opened(&self) -> bool {
+        let mut open = self.open();
+        let has_room = open.refused_count < MAX_REFUSED_CONNECTIONS;
+        open.refused_count += usize::from(has_room);
+        has_room
+    }
+
+    pub(super) fn refused_connection_closed(&self) {
+        self.open().refused_count -= 1;
     }
 
     /// Waits until no connection is open, but at most `grace`; returns the number of connections still open.
@@ -144,16 +161,15 @@ mod tests {
         };
         for (address, outcome) in [
             ("10.0.0.1", Ok(())),
-            ("::ffff:10.0.0.1", Ok(())),
+            ("10.0.0.1", Ok(())),
             ("10.0.0.1", Err("connections_per_ip")),
-            ("::ffff:10.0.0.1", Err("connections_per_ip")),
             ("fe80::1", Ok(())),
             ("fe80::2", Ok(())),
             ("10.0.0.2", Err("connections")),
         ] {
             assert_eq!(open(address, Some(2)), outcome, "{address}");
         }
-        control.connection_closed("::ffff:10.0.0.1".parse().unwrap());
+        control.connection_closed("10.0.0.1".parse().unwrap());
         assert_eq!(open("10.0.0.1", Some(2)), Ok(()));
         for address in ["10.0.0.1", "10.0.0.1", "fe80::1", "fe80::2"] {
             control.connection_closed(address.parse().unwrap());

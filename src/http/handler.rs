@@ -37,8 +37,8 @@ pub trait Handler: Send + Sync + 'static {
     }
 
     /// Builds the response when the server itself refuses a request or a connection (400, 408, 413, 414, 417, 431, 500,
-    /// 501, 503, 505).
-    fn refusal(&self, status: u16, reason: &str) -> Response {
+    /// 501, 503, 505). `peer` is the address of the client, for a log line.
+    fn refusal(&self, status: u16, reason: &str, _peer: &str) -> Response {
         Response::text(status, format!("{reason}\n"))
     }
 }

@@ -5,11 +5,11 @@
 //! since that difference makes request smuggling possible.
 
 use std::borrow::Cow;
-use std::net::Ipv6Addr;
 
 use super::message::{Head, Headers};
 use super::refusal::Refusal;
 use super::scan::is_token;
+use super::target;
 
 /// Limit on the header fields of a request.
 const MAX_FIELDS: usize = 100;
@@ -46,6 +46,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(Refusal::bad_request("incomplete request head")),
         Err(httparse::Error::Version) => return parse_other_version(bytes),
+        // The crate accepts UTF-8 in a target, but no other bytes outside ASCII.
+        Err(httparse::Error::Token) if !request_line(bytes).0.is_ascii() => return parse_raw_target(bytes),
         Err(httparse::Error::TooManyHeaders) => {
             return Err(Refusal::over_limit("header_fields", 431, "more than 100 header fields"));
         }
@@ -53,9 +55,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
         Err(httparse::Error::HeaderValue) => return Err(Refusal::bad_request("malformed header value")),
         Err(_) => return Err(Refusal::bad_request("malformed request line")),
     }
+    let raw_target = request.path.unwrap_or_default();
+    if !raw_target.is_ascii() {
+        return parse_raw_target(bytes);
+    }
     let is_http10 = request.version == Some(0);
     let method = method(request.method.unwrap_or_default())?;
-    let (path, query) = target(&method, request.path.unwrap_or_default())?;
+    let (path, query) = target::split(&method, raw_target)?;
 
     let size = request.headers.iter().map(|field| field.name.len() + field.value.len()).sum();
     let mut headers = Headers::with_capacity(request.headers.len(), size);
@@ -96,6 +102,12 @@ fn parse_other_version(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
     })
 }
 
+/// Parses a head whose request line has bytes outside ASCII.
+fn parse_raw_target(bytes: &[u8]) -> Result<ParsedHead, Refusal> {
+    let (line, end) = request_line(bytes);
+    parse(&[&bytes[..end - line.len()], &target::percent_encoded(line)?, &bytes[end..]].concat())
+}
+
 /// The fields on which the framing and the state of the connection depend.
 #[derive(Default)]
 struct KnownFields {
@@ -124,7 +136,7 @@ impl KnownFields {
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
                 self.hosts += 1;
-                if !is_host(value) {
+                if !target::is_host(value) {
                     return Err(Refusal::bad_request("malformed Host header"));
                 }
             }
@@ -199,62 +211,6 @@ fn method(name: &str) -> Result<Cow<'static, str>, Refusal> {
     const KNOWN: [&str; 9] = ["POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"];
     let known = KNOWN.into_iter().find(|known| *known == name);
     known.map(Cow::Borrowed).ok_or(Refusal::new(501, "unknown method"))
-}
-
-/// Splits a request target into path and query (RFC 9112 3.2): origin-form, absolute-form, or `*` for OPTIONS.
-fn target(method: &str, target: &str) -> Result<(String, Option<String>), Refusal> {
-    // All bytes are looked at, without an early end: the compiler then makes it vector instructions.
-    if target.bytes().fold(false, |is_bad, byte| is_bad | (byte == b'#') | !byte.is_ascii()) {
-        return Err(Refusal::bad_request("malformed request target"));
-    }
-    if target == "*" && method == "OPTIONS" {
-        return Ok(("*".to_owned(), None));
-    }
-    if method == "CONNECT" {
-        return Err(Refusal::new(501, "method CONNECT is not supported"));
-    }
-    let origin = if target.starts_with('/') { target } else { after_authority(target)? };
-    let (path, query) = match origin.bytes().position(|byte| byte == b'?') {
-        Some(at) => (&origin[..at], Some(origin[at + 1..].to_owned())),
-        None => (origin, None),
-    };
-    let path = if path.is_empty() { "/" } else { path };
-    Ok((path.to_owned(), query))
-}
-
-/// Returns the part of an absolute-form target after its authority, or refuses the target.
-fn after_authority(target: &str) -> Result<&str, Refusal> {
-    let malformed = Refusal::bad_request("malformed request target");
-    let (scheme, rest) = target.split_once("://").ok_or(malformed)?;
-    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-        return Err(malformed);
-    }
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    if end == 0 || !is_host(&rest.as_bytes()[..end]) {
-        return Err(malformed);
-    }
-    Ok(&rest[end..])
-}
-
-/// Returns whether `value` is `uri-host [":" port]` (RFC 9110 7.2). An empty value is valid: a client sends an empty
-/// Host header if its target has no authority.
-fn is_host(value: &[u8]) -> bool {
-    if let [b'[', rest @ ..] = value {
-        let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
-        let is_address = std::str::from_utf8(&rest[..end]).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok());
-        return is_address && is_port(&rest[end + 1..]);
-    }
-    let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
-    value[..end].iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte))
-        && is_port(&value[end..])
-}
-
-fn is_port(text: &[u8]) -> bool {
-    match text {
-        [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        _ => false,
-    }
 }
 
 /// Returns the elements of a comma-separated list (RFC 9110 5.6.1), empty elements left out.
@@ -342,6 +298,26 @@ mod tests {
             let outcome = outcome(&format!("{line}\r\nHost: h\r\n\r\n")).map(|(_, path, query, _)| (path, query));
             let expected = expected.map(|(path, query)| (path.to_owned(), query.map(str::to_owned)));
             assert_eq!(outcome, expected, "RFC {section}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_query_may_have_bytes_outside_ascii() {
+        for (line, expected) in [
+            (&b"GET /a?k=\xe7\x94\xa8"[..], Ok("k=%E7%94%A8")),
+            (b"GET /a?\xd3\xc3", Ok("%D3%C3")),
+            (b"GET /\xe7\x94\xa8?k", Err(400)),
+            (b"GET /a?\xe7\x94\xa8 \xff", Err(400)),
+            (b"GET /a?\xff#b", Err(400)),
+            (b"FOO /a?\xff", Err(501)),
+        ] {
+            for version in ["1.0", "1.1", "1.2"] {
+                let fields = b"\r\nHost: h\r\nContent-Length: 5\r\n\r\n";
+                let parsed = parse(&[line, b" HTTP/", version.as_bytes(), fields].concat());
+                let outcome = parsed.map(|parsed| (parsed.head.query.unwrap(), parsed.framing));
+                let expected = expected.map(|query| (query.to_owned(), Framing::Length(5)));
+                assert_eq!(outcome.map_err(|refusal| refusal.status), expected, "{} {version}", line.escape_ascii());
+            }
         }
     }
 

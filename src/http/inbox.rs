@@ -14,6 +14,7 @@ use log::error;
 use super::control::Control;
 use super::deferred::DeferredResponse;
 use super::poller::Poller;
+use super::refusal::Refusal;
 use crate::locks::lock;
 use crate::panics::caught;
 
@@ -21,6 +22,8 @@ use crate::panics::caught;
 pub(super) enum InboxMessage {
     /// A connection was accepted.
     NewConnection(TcpStream, SocketAddr),
+    /// A connection was accepted that exceeds a limit: the reader answers it with this refusal.
+    RefusedConnection(TcpStream, SocketAddr, Refusal),
     /// The reader must look at the phase of the connection with this key: another thread has sent the response, or
     /// pipelined requests are left after the connection's turn.
     Recheck(usize),

@@ -23,8 +23,7 @@ pub struct ServerLimits {
     pub idle_timeout: Duration,
     /// Number of open connections; a further connection is answered with 503 (with TLS: an alert) and closed.
     pub max_connections: usize,
-    /// Number of open connections of one client address; `None` sets no limit. IPv4-mapped IPv6 addresses count as the
-    /// IPv4 address.
+    /// Number of open connections of one client address; `None` sets no limit.
     pub max_connections_per_ip: Option<usize>,
     /// Largest request line and headers.
     pub head: HeadLimits,

@@ -51,7 +51,8 @@ fn listen(address: SocketAddr, only_v6: Option<bool>) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Accepts a connection. Its socket is created non-blocking and close-on-exec.
+/// Accepts a connection. Its socket is created non-blocking and close-on-exec. The address of an IPv4 client is an IPv4
+/// address, also if the listening socket is for IPv6 and IPv4.
 pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     // SAFETY: accept4 writes an address of at most `length` bytes into `storage` and its length into `length`; both
     // live through the call. The descriptor it returns is new and has no other owner.
@@ -65,5 +66,18 @@ pub(super) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAdd
         })?
     };
     let peer = address.as_socket().ok_or_else(|| io::Error::other("the peer has no IP address"))?;
-    Ok((socket, peer))
+    Ok((socket, SocketAddr::new(peer.ip().to_canonical(), peer.port())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_client_of_a_socket_for_both_versions_has_its_ipv4_address() {
+        let listener = Listen::Everywhere(0).open().unwrap();
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port())).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        assert_eq!(accept(&listener).unwrap().1, client.local_addr().unwrap());
+    }
 }

@@ -13,7 +13,7 @@ pub struct Head {
     pub method: Cow<'static, str>,
     /// Path as sent (not decoded), beginning with `/`, or `*`.
     pub path: String,
-    /// Query string after the `?`, as sent: visible ASCII only.
+    /// Query string after the `?`, as sent, but with bytes outside ASCII percent-encoded: visible ASCII only.
     pub query: Option<String>,
     /// Header fields in the order of the request.
     pub headers: Headers,

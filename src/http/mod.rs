@@ -10,10 +10,10 @@
 //!                          ◀── a DeferredResponse to build and send ──────────── DeferredResponses, for many at once
 //! ```
 //!
-//! Reading order: `scan`, `head` and `body` (bytes to requests, pure), `parser` (the three combined, pure), `handler`,
-//! `connection` (which thread may write when), `unsent`, `reply`, `inbox`, `tls`, `reader`, `acceptor`, `control`,
-//! `server`; `query` and `conditional` are for the handlers. The server does not know the meaning of a path, query or
-//! body.
+//! Reading order: `scan`, `target`, `head` and `body` (bytes to requests, pure), `parser` (these combined, pure),
+//! `handler`, `connection` (which thread may write when), `unsent`, `reply`, `inbox`, `tls`, `reader`, `acceptor`,
+//! `control`, `server`; `query` and `conditional` are for the handlers. The server does not know the meaning of a path,
+//! query or body.
 //!
 //! Invariants: one request of a connection is in progress at a time, and responses are sent in the order of the
 //! requests; a request with ambiguous framing is refused and its connection closed; memory grows with the bytes that
@@ -40,6 +40,7 @@ mod limits;
 mod listen;
 mod message;
 mod metrics;
+mod older_pages;
 mod parser;
 mod poller;
 mod query;
@@ -49,6 +50,7 @@ mod reply;
 mod response_body;
 mod scan;
 mod server;
+mod target;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -64,6 +66,7 @@ pub use limits::ServerLimits;
 pub use listen::Listen;
 pub use message::{Head, Headers, Request, Response};
 pub use metrics::ServerMetrics;
+pub use older_pages::OlderPages;
 pub use query::{QueryPair, percent_decode, query_pairs};
 pub use refusal::{SHUTTING_DOWN, UNANSWERED};
 pub use reply::Reply;

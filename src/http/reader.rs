@@ -6,6 +6,7 @@
 //! that sends while its request is being answered, or that does not read its response.
 
 mod clients;
+mod late;
 mod requests;
 mod tls_input;
 
@@ -37,8 +38,6 @@ const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 64 << 20;
 /// Largest number of reads of TLS handshakes between two waits for events.
 const MAX_HANDSHAKE_READS_PER_TURN: usize = 8;
-/// Largest number of reads with which a request whose time is over may still be completed; 8 MiB of a large body.
-const MAX_LATE_READS: usize = 32;
 /// Longest wait for events, if no connection has a deadline.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
@@ -126,6 +125,7 @@ impl Reader {
             for message in batch.messages.drain(..) {
                 match message {
                     InboxMessage::NewConnection(socket, peer) => self.open(socket, peer, &mut scratch),
+                    InboxMessage::RefusedConnection(socket, peer, refusal) => self.open_refused(socket, peer, refusal),
                     InboxMessage::Recheck(key) => {
                         if let Some(index) = self.clients.find(key) {
                             self.apply_phase(index);
@@ -165,12 +165,32 @@ impl Reader {
     }
 
     fn open(&mut self, socket: TcpStream, peer: SocketAddr, scratch: &mut [u8]) {
+        let Some((index, key)) = self.insert(socket, peer, false) else { return };
+        let first_deadline = self.now + self.tls.as_ref().map_or(self.limits.idle_timeout, Tls::handshake_timeout);
+        self.clients.schedule(index, first_deadline);
+        // Most clients send a request at once, so a read now often finds the request and saves a wait.
+        self.on_event(key, scratch);
+        if self.is_draining && self.clients.find(key).is_some() {
+            self.close_if_idle(index);
+        }
+    }
+
+    /// Sends the response to a connection that exceeds a limit. It stays open while the client sends its request, like
+    /// any connection after its last response.
+    fn open_refused(&mut self, socket: TcpStream, peer: SocketAddr, refusal: Refusal) {
+        if let Some((index, _)) = self.insert(socket, peer, true) {
+            self.refuse(index, refusal);
+            self.apply_phase(index);
+        }
+    }
+
+    /// Adds a connection to the table and the poller; returns its slot and its key, or `None` if it had to be closed.
+    fn insert(&mut self, socket: TcpStream, peer: SocketAddr, exceeds_limit: bool) -> Option<(usize, usize)> {
         let (index, key) = self.clients.reserve();
         // This fails only when the client has already disconnected.
         let _ = socket.set_nodelay(true);
         let added = self.inbox.poller.add(&socket, key, Interest::Readable);
         let session = self.tls.as_ref().map(Tls::session);
-        let first_deadline = self.now + self.tls.as_ref().map_or(self.limits.idle_timeout, Tls::handshake_timeout);
         let connection = Arc::new(Connection::new(
             socket,
             peer,
@@ -192,18 +212,15 @@ impl Reader {
             discarded_bytes: 0,
             handshake: if self.tls.is_some() { Handshake::Awaited } else { Handshake::Over },
             peer_closed: false,
+            exceeds_limit,
         };
         self.clients.insert(index, client);
         if let Err(cause) = added {
             error!("cannot register the connection of {peer} with epoll, closing it: {cause}");
-            return self.close(index);
+            self.close(index);
+            return None;
         }
-        self.clients.schedule(index, first_deadline);
-        // Most clients send a request at once, so a read now often finds the request and saves a wait.
-        self.on_event(key, scratch);
-        if self.is_draining && self.clients.find(key).is_some() {
-            self.close_if_idle(index);
-        }
+        Some((index, key))
     }
 
     fn client(&mut self, index: usize) -> &mut ClientState {
@@ -260,25 +277,6 @@ impl Reader {
             }
             Err(cause) if matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(cause) => self.connection_lost(index, &cause.to_string()),
-        }
-        false
-    }
-
-    /// Reads what has arrived of a request whose time is over: the reader itself may have been late. Returns whether
-    /// the request is complete, refused or gone; its connection then has a new deadline.
-    fn complete_late(&mut self, index: usize, scratch: &mut [u8]) -> bool {
-        let (key, started) = (self.client(index).connection.key, self.client(index).started);
-        for _ in 0..MAX_LATE_READS {
-            let has_read = self.read(index, scratch);
-            let Some(client) = self.clients.find(key).and_then(|index| self.clients.get(index)) else { return true };
-            let is_same = client.connection.phase().0 == Phase::Reading && !client.parser.is_idle();
-            if !is_same || client.started != started {
-                self.clients.schedule(index, self.now);
-                return true;
-            }
-            if !has_read {
-                return false;
-            }
         }
         false
     }
@@ -356,7 +354,7 @@ impl Reader {
         if deadline > now {
             return self.clients.schedule(index, deadline);
         }
-        if kind == "read" && self.complete_late(index, scratch) {
+        if kind == "read" && self.complete_late(index, scratch) || kind == "idle" && self.begin_late(index, scratch) {
             return;
         }
         if kind == "handshake" {
@@ -410,9 +408,13 @@ impl Reader {
         if self.tls.is_some() && client.handshake == Handshake::Over {
             client.connection.send_close_notify();
         }
-        let peer = client.connection.peer;
+        let (peer, exceeds_limit) = (client.connection.peer, client.exceeds_limit);
         drop(client);
-        self.metrics.connections.dec();
-        self.inbox.control.connection_closed(peer.ip());
+        if exceeds_limit {
+            self.inbox.control.refused_connection_closed();
+        } else {
+            self.metrics.connections.dec();
+            self.inbox.control.connection_closed(peer.ip());
+        }
     }
 }

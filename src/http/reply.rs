@@ -65,7 +65,7 @@ impl Drop for Reply {
         if self.target.is_some() {
             let response = match &self.target {
                 Some(Target::Connection(connection, ..)) => {
-                    connection.inbox.control.refusal(Refusal::new(500, UNANSWERED))
+                    connection.inbox.control.refusal(Refusal::new(500, UNANSWERED), &connection.peer_text)
                 }
                 _ => Response::text(500, UNANSWERED),
             };

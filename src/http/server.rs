@@ -62,12 +62,12 @@ impl Server {
         let address = listener.local_addr()?;
         let metrics = metrics.of(name);
         let (refusing, counters) = (Arc::clone(&handler), metrics.clone());
-        let control = Arc::new(Control::new(move |refusal| {
+        let control = Arc::new(Control::new(move |refusal, peer| {
             if let Some(limit) = refusal.limit {
                 counters.refused(refusal.status);
                 counters.limit_reached(limit);
             }
-            refusing.refusal(refusal.status, refusal.reason)
+            refusing.refusal(refusal.status, refusal.reason, peer)
         }));
         let acceptor = Arc::new(Poller::new()?);
         let inboxes: Vec<_> =

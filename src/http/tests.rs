@@ -2,6 +2,7 @@
 
 mod drains;
 pub(super) mod fixture;
+mod refused_connections;
 mod slow_readers;
 
 use std::io::{Read, Write};

@@ -28,17 +28,17 @@ use crate::keeper::discovery::BrokerList;
 use crate::keeper::{KeeperError, SharedKeeper};
 use crate::shutdown::Stop;
 
-use super::board::BoardWriter;
 use super::facts::{Limits, Moment, Source};
 use super::failure_log::FailureLog;
 use super::kafka_source::KafkaSource;
 use super::log_ends::LogReader;
 use super::name_filter::{ModuleFilter, NameFilter};
-use super::pace::Pace;
 use super::places::{ClusterState, Places};
 use super::probe::Prober;
+use super::rate_limit::RateLimit;
 use super::readings::ModuleKey;
 use super::view::Trouble;
+use super::view_store::ViewWriter;
 
 pub(super) use memory::Memory;
 use memory::SourceState;
@@ -48,7 +48,7 @@ use memory::SourceState;
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// First pause before what failed is read again; doubles up to the interval.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
-/// Longest time for which numbers are fresh because cycles take long.
+/// Longest time for which numbers are fresh because cycles take long; longer only if the interval is.
 const MAX_FRESH: Duration = Duration::from_secs(300);
 /// Every wait of a poller that publishes once an interval is shorter.
 const HANGS_AFTER: Duration = Duration::from_secs(30);
@@ -81,13 +81,13 @@ pub(super) struct Poller {
     /// What is known.
     pub places: Places,
     /// Bound of the requests to ZooKeeper.
-    pub zookeeper_pace: Pace,
+    pub zookeeper_rate: RateLimit,
     /// Bound of the requests to Kafka.
-    pub kafka_pace: Pace,
+    pub kafka_rate: RateLimit,
     /// Counts the requests to Kafka.
     pub kafka_requests: RequestCounter,
     /// Publishes the views of the cluster.
-    pub writer: BoardWriter,
+    pub writer: ViewWriter,
     /// The state of the cluster in `/readyz`.
     pub component: Component,
     /// Counts and times the cycles.
@@ -194,7 +194,7 @@ impl Poller {
     fn find_hosts(&mut self) {
         match (self.find_brokers)() {
             Ok(list) => {
-                self.zookeeper_pace.count(list.request_count, Instant::now());
+                self.zookeeper_rate.count(list.request_count, Instant::now());
                 list.skipped.into_iter().for_each(|reason| self.memory.logged.warn(reason));
                 // Brokers that have all gone may come back with the same addresses.
                 if !list.addresses.is_empty() || self.memory.hosts.is_empty() {
@@ -214,7 +214,7 @@ impl Poller {
         let asked = Instant::now();
         let mut source = self.memory.zookeeper_source(&*keeper);
         let names = source.group_names();
-        self.zookeeper_pace.count(source.request_count, Instant::now());
+        self.zookeeper_rate.count(source.request_count, Instant::now());
         match names {
             Ok(names) => {
                 let names: BTreeSet<Arc<str>> =
@@ -237,7 +237,7 @@ impl Poller {
         if self.groups.is_none() || (extent == Extent::Failed && self.memory.kafka.failure.is_none()) {
             return None;
         }
-        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        self.pause(self.kafka_rate.wait(Instant::now()), stop);
         let (source, globs) = self.groups.as_mut()?;
         let (filter, asked) = (&self.filter, Instant::now());
         let found = source.groups(&self.memory.hosts, |name| globs.matches(name) && filter.has(name));
@@ -345,15 +345,18 @@ impl Poller {
         self.fresh_for.max(self.three_cycles())
     }
 
-    /// The time of three cycles, for which a number is fresh even if they take long. Time that was waited for nothing
-    /// does not count.
+    /// The time of three cycles, for which a number is fresh even if they take long or come rarely; at least until it
+    /// is due to be read again. Time that was waited for nothing does not count.
     fn three_cycles(&self) -> Duration {
         let Memory { last_cycle, cycle_began, waited, is_cut, .. } = self.memory;
         let present = cycle_began.map(|began| began.elapsed().saturating_sub(waited));
         let present = present.filter(|_| !is_cut);
-        (last_cycle.max(present).unwrap_or_default() * 3).min(MAX_FRESH)
+        let cycle = last_cycle.max(present).unwrap_or_default();
+        (cycle.max(self.interval) * 3).min(MAX_FRESH).max(self.interval)
     }
 }
 
+#[cfg(test)]
+mod group_tests;
 #[cfg(test)]
 mod tests;

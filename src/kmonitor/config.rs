@@ -181,8 +181,8 @@ impl HttpConfig {
         let config = HttpConfig {
             port: http.port("port", None, problems),
             admin_port: http.optional_port("admin_port", problems),
-            read_timeout: http.millis("read_timeout_ms", Some(100), 1..=MAX_MILLIS, problems),
-            write_timeout: http.millis("write_timeout_ms", Some(100), 1..=MAX_MILLIS, problems),
+            read_timeout: http.timeout("read_timeout_ms", 100, problems),
+            write_timeout: http.timeout("write_timeout_ms", 100, problems),
         };
         if config.port != 0 && config.admin_port == Some(config.port) {
             http.note("admin_port", format!("is {}, but must differ from port", config.port), problems);

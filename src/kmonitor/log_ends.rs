@@ -3,7 +3,8 @@
 //! A leader that does not respond costs its own partitions only, and one wait: until it responds again it is asked
 //! briefly, every [`SILENT_PAUSE`], after all others. Whenever an answer is in doubt, the leaders are looked up again,
 //! so that a broker that replaces another is found. That a topic or a partition does not exist counts only after two
-//! answers: a broker that has just started does not know its topics for a while.
+//! answers: a broker that has just started does not know its topics for a while. What is not read in time comes first
+//! the next time, so that a slow line starves nothing.
 //!
 //! Invariant: nothing here creates a topic.
 
@@ -53,6 +54,11 @@ pub(super) struct LogReader {
     topics: HashMap<Arc<str>, KnownTopic>,
     /// The leaders that did not respond, and when the next request may be sent to them.
     silent: BTreeMap<i32, Instant>,
+    /// The logs that could not be read in time although their leader responds, and since when. They are the first of
+    /// the next request.
+    late: HashMap<TopicPartition, Instant>,
+    /// Number of topics that are looked up together now; less than [`MAX_TOPICS`] after a part got no response.
+    part_size: usize,
     /// Number of requests sent so far, as far as they can be counted here.
     pub request_count: u64,
 }
@@ -64,8 +70,12 @@ struct KnownTopic {
     first: Instant,
     /// When it came last.
     last: Instant,
+    /// When its turn in the look-ups came last, with a response or without.
+    tried: Instant,
     /// Something has happened that may have changed it.
     is_doubtful: bool,
+    /// The partitions that were wanted and do not exist by this answer, and since when they are wanted.
+    missing: BTreeMap<PartitionId, Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -78,11 +88,19 @@ enum Answer {
 impl LogReader {
     /// Makes a reader without a Kafka client; the first request calls `connect`.
     pub(super) fn new(connect: Connect<dyn LogEnds>) -> Self {
-        LogReader { client: Client::new(connect), topics: HashMap::new(), silent: BTreeMap::new(), request_count: 0 }
+        LogReader {
+            client: Client::new(connect),
+            topics: HashMap::new(),
+            silent: BTreeMap::new(),
+            late: HashMap::new(),
+            part_size: MAX_TOPICS,
+            request_count: 0,
+        }
     }
 
-    /// Looks up the topics of `wanted` that are unknown, in doubt or long not looked up, and forgets all others.
-    /// `hosts` are addresses of brokers. Fails if no broker responds.
+    /// Looks up the topics of `wanted` that are unknown, in doubt or long not looked up, and forgets all others. If the
+    /// time does not suffice for all, the next call begins with the others. `hosts` are addresses of brokers. Fails if
+    /// no broker responds.
     pub(super) fn look_up(
         &mut self,
         hosts: &[String],
@@ -90,15 +108,12 @@ impl LogReader {
         now: Instant,
     ) -> Result<(), String> {
         self.topics.retain(|name, _| wanted.contains(name));
-        let max_age = if wanted.len() <= FEW_TOPICS { DOUBT_PAUSE } else { MAX_TOPIC_AGE };
-        let is_due = |name: &&Arc<str>| self.topics.get(*name).is_none_or(|topic| topic.is_due(max_age, now));
-        let due: Vec<Arc<str>> = wanted.iter().filter(is_due).cloned().collect();
-        if due.is_empty() {
-            return Ok(());
-        }
+        self.late.retain(|at, _| wanted.contains(&at.topic));
+        let due = self.due(wanted, now);
         let deadline = Instant::now() + TIMEOUT;
-        let mut responded = false;
-        for part in due.chunks(MAX_TOPICS) {
+        let (mut rest, mut responded) = (&due[..], false);
+        while !rest.is_empty() && (!responded || Instant::now() < deadline) {
+            let (part, later) = rest.split_at(self.part_size.min(rest.len()));
             let found = self.client.get(hosts)?.topics(part, deadline);
             self.request_count += 1;
             let silence = found.iter().find_map(|result| match result {
@@ -106,17 +121,34 @@ impl LogReader {
                 _ => None,
             });
             let is_silent = found.iter().all(is_unreachable);
-            if let Some(reason) = silence.filter(|_| is_silent && !responded) {
+            // The response may have been too large for the time.
+            self.part_size = if is_silent { self.part_size / 2 } else { self.part_size * 2 }.clamp(1, MAX_TOPICS);
+            if is_silent && responded {
+                // The time was used up before: the next look-up begins with these.
+                part.iter().for_each(|name| self.doubt(name));
+                return Ok(());
+            }
+            if let Some(reason) = silence.filter(|_| is_silent) {
+                part.iter().for_each(|name| self.note_silence(name, now));
                 // The next look-up makes a new client, perhaps for other addresses.
                 self.client.forget();
                 return Err(reason);
             }
-            responded |= !is_silent;
             for (name, result) in part.iter().zip(found) {
                 self.note(Arc::clone(name), result, now);
             }
+            (rest, responded) = (later, true);
         }
         Ok(())
+    }
+
+    /// Returns the topics to look up: first those that are unknown, then those that were tried longest ago.
+    fn due(&self, wanted: &BTreeSet<Arc<str>>, now: Instant) -> Vec<Arc<str>> {
+        let max_age = if wanted.len() <= FEW_TOPICS { DOUBT_PAUSE } else { MAX_TOPIC_AGE };
+        let is_due = |name: &&Arc<str>| self.topics.get(*name).is_none_or(|topic| topic.is_due(max_age, now));
+        let mut due: Vec<Arc<str>> = wanted.iter().filter(is_due).cloned().collect();
+        due.sort_by_key(|name| self.topics.get(name).map(|topic| topic.tried));
+        due
     }
 
     /// Returns the id of a topic, as far as it is known.
@@ -131,7 +163,7 @@ impl LogReader {
 
     /// Reads the ends of logs of topics that were looked up. The results have the order of `wanted`.
     pub(super) fn ranges(&mut self, wanted: &[TopicPartition], now: Instant) -> Vec<LogReading> {
-        let mut readings: Vec<Option<LogReading>> = wanted.iter().map(|at| self.without_asking(at)).collect();
+        let mut readings: Vec<Option<LogReading>> = wanted.iter().map(|at| self.without_asking(at, now)).collect();
         let (mut healthy, mut silent) = (Vec::new(), Vec::new());
         for (index, at) in wanted.iter().enumerate() {
             if readings[index].is_some() {
@@ -147,6 +179,8 @@ impl LogReader {
                 }
             }
         }
+        let late_since = |index: &usize| self.late.get(&wanted[*index]);
+        healthy.sort_by_key(|index| (late_since(index).is_none(), late_since(index)));
         self.ask(wanted, &healthy, TIMEOUT, now, &mut readings);
         self.ask(wanted, &silent, SILENT_TIMEOUT, now, &mut readings);
         let missing = || LogReading::Unknown(UnknownReason::NotReadYet);
@@ -182,20 +216,26 @@ impl LogReader {
     }
 
     /// Returns what is known of a log without a request for its ends; `None` if they can be requested.
-    fn without_asking(&mut self, at: &TopicPartition) -> Option<LogReading> {
+    fn without_asking(&mut self, at: &TopicPartition, now: Instant) -> Option<LogReading> {
         let unknown = |reason| Some(LogReading::Unknown(reason));
-        let Some(topic) = self.topics.get(&at.topic) else { return unknown(UnknownReason::NotReadYet) };
-        let absent = |text: String| match topic.is_confirmed() {
+        let Some(topic) = self.topics.get_mut(&at.topic) else { return unknown(UnknownReason::NotReadYet) };
+        let absent = |is_certain, text: String| match is_certain {
             true => Some(LogReading::Gone),
             false => unknown(UnknownReason::Failed(format!("{text}, by one answer so far").into())),
         };
         match &topic.answer {
             Answer::Failed(reason) => unknown(reason.clone()),
-            Answer::Absent => absent(format!("topic {} does not exist", at.topic)),
+            Answer::Absent => absent(topic.is_confirmed(), format!("topic {} does not exist", at.topic)),
             Answer::Exists(info) => match find(info, at.partition) {
-                None => absent(format!("partition {at} does not exist")),
+                None => {
+                    // It may be a new one, which the answer is too old to have, or the broker that gave it.
+                    let since = *topic.missing.entry(at.partition).or_insert(now);
+                    let is_certain = GONE_AFTER <= topic.last.saturating_duration_since(since);
+                    topic.is_doubtful |= !is_certain;
+                    absent(is_certain, format!("partition {at} does not exist"))
+                }
                 Some(PartitionInfo { leader: None, .. }) => {
-                    self.doubt(&at.topic);
+                    topic.is_doubtful = true;
                     unknown(UnknownReason::NoLeader)
                 }
                 Some(_) => None,
@@ -225,9 +265,10 @@ impl LogReader {
         let found = log_ends.range_of_all(&partitions, began + timeout);
         // The pause begins after the wait, or it would have passed already.
         let retry_at = now + began.elapsed() + SILENT_PAUSE;
-        let mut responding = BTreeSet::new();
+        let (mut responding, mut late) = (BTreeSet::new(), Vec::new());
         for ((index, at), result) in indices.iter().zip(&partitions).zip(found) {
             let leader = self.leader(at);
+            let late_since = self.late.remove(at).unwrap_or(now);
             readings[*index] = Some(match result {
                 Ok(range) => {
                     responding.extend(leader);
@@ -237,12 +278,15 @@ impl LogReader {
                     self.doubt(&at.topic);
                     if let (MetadataError::Unreachable(_), Some(leader)) = (&error, leader) {
                         self.silent.insert(leader, retry_at);
+                        late.push((leader, at, late_since));
                     }
                     LogReading::Unknown(reason_of(error, leader))
                 }
             });
         }
         self.silent.retain(|leader, _| !responding.contains(leader));
+        let late = late.into_iter().filter(|(leader, ..)| responding.contains(leader));
+        self.late.extend(late.map(|(_, at, since)| (at.clone(), since)));
     }
 
     fn note(&mut self, name: Arc<str>, result: Result<TopicInfo, MetadataError>, now: Instant) {
@@ -253,14 +297,20 @@ impl LogReader {
                 Answer::Failed(reason_of(error, None))
             }
             // A transient error says nothing about what was known before.
-            Err(_) if self.topics.get(&name).is_some_and(|topic| matches!(topic.answer, Answer::Exists(_))) => {
-                return self.doubt(&name);
-            }
+            Err(_) if self.info(&name).is_some() => return self.note_silence(&name, now),
             Err(error) => Answer::Failed(reason_of(error, None)),
         };
-        let before = self.topics.get(&name).filter(|topic| topic.answer.says_the_same(&answer));
-        let first = before.map_or(now, |topic| topic.first);
-        self.topics.insert(name, KnownTopic { answer, first, last: now, is_doubtful: false });
+        let before = self.topics.remove(&name).filter(|topic| topic.answer.says_the_same(&answer));
+        let (first, missing) = before.map_or((now, BTreeMap::new()), |topic| (topic.first, topic.missing));
+        let topic = KnownTopic { answer, first, last: now, tried: now, is_doubtful: false, missing };
+        self.topics.insert(name, topic);
+    }
+
+    /// Notes that a look-up of a topic said nothing.
+    fn note_silence(&mut self, name: &str, now: Instant) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            (topic.tried, topic.is_doubtful) = (now, true);
+        }
     }
 
     /// Notes that what is known of a topic may have changed.

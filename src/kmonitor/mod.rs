@@ -1,21 +1,20 @@
 //! kmonitor reports the delay of every module and partition: how many messages ktransfer has not finished yet.
 //!
 //! ```text
-//! ZooKeeper ──stored offsets, owners──▶ poll@CLUSTER ──ClusterView──▶ Board ──▶ PublishedPages ──▶ DelayHandler ◀─ GET
-//! brokers ────log ends, groups────────▶ (one per cluster)       (newest per cluster)  (by the poller)       ▲
-//!                                                                                     answers of /v1/ ── render
+//! ZooKeeper ─stored offsets, owners─▶ poll@CLUSTER ─ClusterView─▶ ViewStore ──▶ PublishedPages ──▶ DelayHandler ◀─ GET
+//! brokers ───log ends, groups───────▶ (one per cluster)       (newest per cluster)  (by the poller)       ▲
+//!                                                                                   answers of /v1/ ── render
 //! ```
 //!
 //! Reading order: `facts` (what is known of a place), `verdict` and `sentence` (what that means), `readings`, `pauses`,
 //! `zookeeper_source`, `kafka_source` and `log_ends` (what a cycle reads), `places` (what was seen over time), `plan`
-//! and `cluster` (the poller of one cluster), `view`, `board`, `delay`, `report`, `published`, `query`,
+//! and `cluster` (the poller of one cluster), `view`, `view_store`, `delay`, `report`, `published`, `query`,
 //! `refusals`, `zabbix_pages`, `page`, `handler`, `renderer`.
 //!
 //! Invariants: an unknown delay is left out of all answers; the failure of one cluster does not affect another; an HTTP
 //! request never waits for ZooKeeper or Kafka.
 
 mod behind;
-mod board;
 mod client;
 mod cluster;
 mod config;
@@ -28,7 +27,6 @@ mod kafka_source;
 mod log_ends;
 mod name_filter;
 mod names;
-mod pace;
 mod page;
 mod pauses;
 mod places;
@@ -36,6 +34,7 @@ mod plan;
 mod probe;
 mod published;
 mod query;
+mod rate_limit;
 mod readings;
 mod refusals;
 mod renderer;
@@ -47,6 +46,7 @@ mod timestamps;
 mod verdict;
 mod verdict_limits;
 mod view;
+mod view_store;
 mod zabbix_pages;
 mod zookeeper_source;
 
@@ -70,19 +70,19 @@ use crate::metrics::{Registry, SECONDS_BUCKETS};
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
-use board::{Board, BoardWriter};
 use cluster::{FindBrokers, Memory, PollMetrics, Poller};
 use config::{ClusterConfig, Config};
 use facts::Source;
 use handler::DelayAnswers;
 use kafka_source::KafkaSource;
 use log_ends::LogReader;
-use pace::Pace;
 use page::DelayPageAnswers;
 use places::{Places, Times};
 use probe::Prober;
 use published::PublishedPages;
+use rate_limit::RateLimit;
 use renderer::{DelayHandler, MAX_WAITING};
+use view_store::{ViewStore, ViewWriter};
 
 /// Timeout of one request to a broker. A poll makes few requests, because one covers all partitions of a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -111,11 +111,11 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     // The pages of a view are large, and another view comes every few seconds.
     heap::map_large_buffers();
     let (registry, health) = (Registry::new(), Health::new());
-    let board = Board::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
-    let newest = board.clone();
+    let store = ViewStore::new(config.clusters.iter().map(|cluster| cluster.name.as_str()));
+    let newest = store.clone();
     let pages = Arc::new(PublishedPages::new(move || newest.view(), config.detail));
     let (published, metrics_pages) = (Arc::downgrade(&pages), Arc::clone(&pages));
-    board.on_publish(move || published.upgrade().iter().for_each(|pages| pages.refresh()));
+    store.on_publish(move || published.upgrade().iter().for_each(|pages| pages.refresh()));
     let admin = Admin::new(registry.clone(), health.clone())
         .with_metrics(Arc::new(move || metrics_pages.pages().metrics(boot_instant())));
 
@@ -124,7 +124,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let servers = listen(&config, &pages, &admin, &registry, supervisor, &ended)?;
 
     let metrics = Metrics::new(&registry);
-    for (cluster, writer) in config.clusters.iter().zip(board.writers()) {
+    for (cluster, writer) in config.clusters.iter().zip(store.writers()) {
         let poller = poller(cluster, &config, writer, &health, &metrics, supervisor);
         let stop = supervisor.stop().clone();
         supervisor.spawn(format!("poll@{}", cluster.name), move || poller.run(&stop));
@@ -215,7 +215,7 @@ impl Metrics {
 fn poller(
     cluster: &ClusterConfig,
     config: &Config,
-    writer: BoardWriter,
+    writer: ViewWriter,
     health: &Health,
     metrics: &Metrics,
     supervisor: &Supervisor,
@@ -256,8 +256,8 @@ fn poller(
         fresh_for: config.fresh_for,
         places: Places::new(cluster.name.as_str().into(), cluster.sources.clone(), times),
         limits: Box::new(move |module| limits.of(module)),
-        zookeeper_pace: Pace::new(cluster.zookeeper_requests_per_second, now),
-        kafka_pace: Pace::new(cluster.kafka_requests_per_second, now),
+        zookeeper_rate: RateLimit::new(cluster.zookeeper_requests_per_second, now),
+        kafka_rate: RateLimit::new(cluster.kafka_requests_per_second, now),
         kafka_requests,
         writer,
         component: health.component(format!("cluster {}", cluster.name)),

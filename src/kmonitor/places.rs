@@ -3,7 +3,7 @@
 //! The poller enters readings; [`Places::publish`](publish) judges each place and makes the view that all answers are
 //! made of. What is known is kept, with its age, when it cannot be read: how old a number may be is for the judge.
 //!
-//! - [`place`], [`log`]: what was seen of one place and of one log.
+//! - [`place`], [`recent_delays`], [`log`]: what was seen of one place and of one log.
 //! - [`members`]: who has which partition, of Kafka groups.
 //! - [`counting`]: which of the topics and sources of a module it pushes now.
 //! - [`polling`]: what to read next. [`probing`]: where to look whether anything can be delivered.
@@ -17,6 +17,7 @@ mod place;
 mod polling;
 mod probing;
 mod publish;
+mod recent_delays;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -96,6 +97,8 @@ struct Module {
     without_topics: Option<(Verdict, SystemTime)>,
     /// Some end moved or something was odd since it was read.
     is_active: bool,
+    /// The last list of Kafka groups, which was complete, lacks it.
+    is_unlisted: bool,
 }
 
 /// A topic of a module.
@@ -103,8 +106,10 @@ struct ModuleTopic {
     places: BTreeMap<PartitionId, Box<Place>>,
     refused: Option<Arc<str>>,
     first_read: Instant,
-    /// Members of the Kafka group have partitions of it.
+    /// Members of the Kafka group have partitions of it, or had until `released`.
     is_assigned: bool,
+    /// Since when the group has no members.
+    released: Option<Instant>,
     /// When a partition had an owner last.
     owned: Option<Instant>,
     /// When the module began to own it; `None` if that was not seen.
@@ -140,9 +145,16 @@ impl Places {
         now.at.saturating_duration_since(self.start.at)
     }
 
-    /// Forgets the modules of a source that are not in `names`, and returns the others.
+    /// Forgets the modules of a source that are not in `names`. A Kafka group that moves to another coordinator may be
+    /// in no list for a moment: the next reading of its offsets decides.
     pub(super) fn keep_only(&mut self, source: Source, names: &BTreeSet<Arc<str>>) {
-        self.modules.retain(|key, _| key.source != source || names.contains(&key.name));
+        if source == Source::Zookeeper {
+            return self.modules.retain(|key, _| key.source != source || names.contains(&key.name));
+        }
+        for (key, module) in self.modules.iter_mut().filter(|(key, _)| key.source == source) {
+            module.is_unlisted = !names.contains(&key.name);
+            module.is_active |= module.is_unlisted;
+        }
     }
 
     /// Enters what was read of a module; `None` if it has neither offsets nor owners.
@@ -152,6 +164,10 @@ impl Places {
             return;
         };
         let module = self.modules.entry(key.clone()).or_default();
+        if module.is_unlisted && reading.topics.is_empty() && reading.refused.is_none() {
+            self.modules.remove(key);
+            return;
+        }
         let is_first = module.read.is_none();
         if key.source == Source::Zookeeper {
             // The members of a Kafka group are not part of the reading of its offsets.
@@ -166,9 +182,9 @@ impl Places {
             return;
         }
         // A consumer of a topic that never committed is part of no reading, but of the description of its group.
-        let assigned = module.topics.iter().filter(|(_, topic)| topic.is_assigned).map(|(name, _)| Arc::clone(name));
-        for name in assigned {
-            reading.topics.entry(name).or_default();
+        let is_shown = |topic: &ModuleTopic| topic.is_shown_uncommitted(self.left_behind_after, now.at);
+        for (name, _) in module.topics.iter().filter(|(_, topic)| is_shown(topic)) {
+            reading.topics.entry(Arc::clone(name)).or_default();
         }
         module.topics.retain(|name, _| reading.topics.contains_key(name));
         for (name, found) in reading.topics {
@@ -282,16 +298,19 @@ impl Places {
         }
     }
 
-    /// Compares the stored offsets of these modules with the ends of the logs, which were read after them.
+    /// Compares the stored offsets of these modules with the ends of the logs, which were read after them. A module
+    /// whose stored offsets could not be read has only those of before: with the ends of now they make no delay.
     pub(super) fn compare<'a>(&mut self, keys: impl IntoIterator<Item = &'a ModuleKey>, now: Instant) {
         for key in keys {
             let Some(module) = self.modules.get_mut(key) else { continue };
-            let read = module.read;
+            let (read, has_failed) = (module.read, module.failure.is_some());
             for (name, topic) in &mut module.topics {
                 for (partition, place) in &mut topic.places {
                     let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
-                    if let Some(log) = self.logs.get(&at) {
-                        place.compare(log, read, now);
+                    match self.logs.get(&at) {
+                        Some(log) if has_failed => place.note_recreation(log),
+                        Some(log) => place.compare(log, read, now),
+                        None => {}
                     }
                 }
             }
@@ -331,6 +350,7 @@ impl ModuleTopic {
             refused: None,
             first_read: now,
             is_assigned: false,
+            released: None,
             owned: None,
             began: None,
             was_unowned: false,
@@ -354,3 +374,5 @@ mod pause_tests;
 mod tests;
 #[cfg(test)]
 mod truth_tests;
+#[cfg(test)]
+mod unknown_tests;

@@ -13,7 +13,7 @@ use super::names::shortened;
 use super::report::pages::Pages;
 use super::report::prometheus::Detail;
 use super::view::View;
-use crate::http::PageWatch;
+use crate::http::OlderPages;
 use crate::locks::lock;
 
 /// Returns the newest view.
@@ -30,12 +30,11 @@ pub(super) struct PublishedPages {
     rendering: Mutex<()>,
     /// A poller waits for `rendering`, and has not taken the view that it will render.
     is_about_to_render: AtomicBool,
-    /// The pages of earlier views that clients still read, the oldest first.
-    older: Mutex<Vec<PageWatch>>,
+    /// The pages of earlier views that clients still read.
+    older: OlderPages,
 }
 
-/// Limit on the memory of the pages of earlier views. A client that reads slowly may have its page for a minute, and in
-/// this time there are a dozen views. Beyond the limit the oldest pages are withdrawn.
+/// Limit on the memory of the pages of earlier views. Beyond it the oldest pages are withdrawn.
 const MAX_OLDER_BYTES: usize = 32 << 20;
 
 impl PublishedPages {
@@ -50,7 +49,7 @@ impl PublishedPages {
             newest: Mutex::new(Arc::new(newest)),
             rendering: Mutex::default(),
             is_about_to_render: AtomicBool::new(false),
-            older: Mutex::default(),
+            older: OlderPages::default(),
         }
     }
 
@@ -96,26 +95,10 @@ impl PublishedPages {
         }
         // The old pages are dropped after the lock is released, because dropping many partitions takes a while.
         let old = std::mem::replace(&mut *lock(&self.newest), Arc::clone(&pages));
-        let watches = old.watches();
+        let watches = old.close();
         drop((old, before));
-        let mut older = lock(&self.older);
-        older.extend(watches);
-        withdraw_oldest(&mut older, MAX_OLDER_BYTES);
-        drop(older);
+        self.older.add(watches, MAX_OLDER_BYTES);
         pages
-    }
-}
-
-/// Forgets the pages that nobody reads, and withdraws the oldest of the others until the rest has at most `max` bytes.
-fn withdraw_oldest(older: &mut Vec<PageWatch>, max: usize) {
-    older.retain(|page| 0 < page.held_bytes());
-    let mut held: usize = older.iter().map(PageWatch::held_bytes).sum();
-    for page in older {
-        if held <= max {
-            return;
-        }
-        held = held.saturating_sub(page.held_bytes());
-        page.withdraw();
     }
 }
 
@@ -128,7 +111,6 @@ fn is_same(one: &View, other: &View) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{Body, SharedBytes};
     use crate::kmonitor::report::fixture::{cluster, module, partition, unknown, view};
     use crate::kmonitor::report::legacy::Selection;
     use crate::kmonitor::report::pages::DelayFormat;
@@ -169,25 +151,6 @@ mod tests {
         drop(rendering);
         assert_eq!(text(&published.pages()), r#"{"c":{"m":{"0":7}}}"#);
         assert!(reads.load(Ordering::Relaxed) > 6);
-    }
-
-    #[test]
-    fn of_the_older_pages_that_are_read_the_oldest_are_withdrawn_beyond_the_limit() {
-        let pages: Vec<Body> = (0..4).map(|_| SharedBytes::from(vec![0; 10]).into()).collect();
-        let watch = |page: &Body| match page {
-            Body::Shared { bytes, .. } => bytes.watch(),
-            _ => unreachable!("it is shared"),
-        };
-        let mut older: Vec<PageWatch> = pages.iter().map(watch).collect();
-        older.insert(1, SharedBytes::from(vec![0; 99]).watch());
-        let withdrawn = |pages: &[Body]| pages.iter().map(Body::is_withdrawn).collect::<Vec<_>>();
-        withdraw_oldest(&mut older, 40);
-        assert_eq!((older.len(), withdrawn(&pages)), (4, vec![false; 4]), "nobody reads one of them");
-        withdraw_oldest(&mut older, 25);
-        assert_eq!(withdrawn(&pages), [true, true, false, false]);
-        drop(pages);
-        withdraw_oldest(&mut older, 25);
-        assert!(older.is_empty());
     }
 
     #[test]

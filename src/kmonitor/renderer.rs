@@ -51,7 +51,7 @@ impl Handler for DelayHandler {
         Admission::Read { max_body_bytes: MAX_BODY_BYTES, then }
     }
 
-    fn refusal(&self, status: u16, reason: &str) -> Response {
+    fn refusal(&self, status: u16, reason: &str, _peer: &str) -> Response {
         refusal(status, "bad_request", reason)
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct ClusterView {
     pub known: bool,
     /// Whether modules may be missing, because the first cycle has not ended.
     pub is_partial: bool,
+    /// Without a successor for this time its numbers are older than they should be.
+    pub late_after: Duration,
     /// Without a successor for this time this is the view of a poller that hangs.
     pub valid_for: Duration,
     /// The modules, sorted by name, source and topic.

@@ -14,6 +14,7 @@ use crate::clock::Moment;
 use crate::html::answer::Recent;
 use crate::http::{Admission, ByteBudget, Handler, Head, ServerMetrics};
 use crate::metrics::{Registry, Row};
+use crate::reload::Reloads;
 
 /// Name of the server that takes the commits.
 const SERVER: &str = "http";
@@ -36,6 +37,7 @@ pub(super) struct PageSource {
     pub(super) max_connections: usize,
     pub(super) servers: ServerMetrics,
     pub(super) registry: Registry,
+    pub(super) reloads: Reloads,
 }
 
 impl PageSource {
@@ -46,7 +48,8 @@ impl PageSource {
         ProxyContent {
             number: now.wall.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis(),
             broker: self.handler.producers.reachable(),
-            topics: topics.map(|topic| TopicRow::new(limits_of(&topic.topic), topic)).collect(),
+            failed_reloads: self.reloads.failures(),
+            topics: topics.map(|topic| TopicRow::new(limits_of, topic)).collect(),
             connections: self.handler.producers.connections().map(|connections| {
                 let by_the_clock = |(producer, connection): (usize, ConnectionStatus)| {
                     let time = connection.time.map(|time| now.of_monotonic(time));

@@ -147,8 +147,8 @@ impl Config {
             admin: admin_port.map(at),
             tls: tls(section, problems),
             http_threads: section.count("http_threads", Some(2), 64, problems),
-            read_timeout: section.millis("read_timeout_ms", Some(100), 1..=3_600_000, problems),
-            write_timeout: section.millis("write_timeout_ms", Some(100), 1..=3_600_000, problems),
+            read_timeout: section.timeout("read_timeout_ms", 100, problems),
+            write_timeout: section.timeout("write_timeout_ms", 100, problems),
             idle_timeout: section.millis("idle_timeout_ms", Some(75_000), 1..=86_400_000, problems),
             max_connections: section.count("max_connections", Some(16_384), 1_000_000, problems),
             max_connections_per_ip: Some(section.integer("max_connections_per_ip", Some(0), 0..=1_000_000, problems))
@@ -265,6 +265,12 @@ mod tests {
     }
 
     #[test]
+    fn a_timeout_of_0_is_none_as_in_the_original() {
+        let config = load(&ORIGINAL.replace("timeout_ms: 100", "timeout_ms: 0")).unwrap();
+        assert_eq!([config.read_timeout, config.write_timeout], [Duration::from_secs(3600); 2]);
+    }
+
+    #[test]
     fn the_reference_shows_every_key_with_its_default() {
         let mut keys = keys_of(include_str!("config.rs"));
         for source in [
@@ -344,7 +350,7 @@ rate_limits:
     #[test]
     fn every_problem_is_reported_at_once() {
         let problems = load(
-            "port: 70000\nlisten: here\nreq_pool_size: 0\nread_timeout_ms: 0\nmax_in_flight_bytes: 5\n\
+            "port: 70000\nlisten: here\nreq_pool_size: 0\nread_timeout_ms: -1\nmax_in_flight_bytes: 5\n\
              prot: 1\nkafka_client: x\n",
         )
         .unwrap_err();

@@ -68,6 +68,20 @@ pub(super) fn record_header_value(fields: &Headers) -> Option<Vec<u8>> {
     (!codings.is_empty()).then(|| codings.join(&b", "[..]))
 }
 
+/// Grows the lease of a request to `bytes`, which `what` needs. Fails with 413 if it exceeds the whole budget, so that
+/// the request could never succeed; with 503 if the memory is in use by other requests.
+pub(super) fn lease_memory(lease: &mut ByteLease, bytes: usize, what: &str) -> Result<(), Failure> {
+    if lease.grow_to(bytes) {
+        return Ok(());
+    }
+    let max = lease.max();
+    Err(if bytes > max {
+        Failure::too_large(format!("{what} needs {bytes} bytes of memory, max_in_flight_bytes is {max}"))
+    } else {
+        Failure::overloaded(format!("max_in_flight_bytes is reached: no memory for {what}"))
+    })
+}
+
 /// Fails with 415 if the body has any coding.
 pub(super) fn refuse_any(fields: &Headers) -> Result<(), Failure> {
     match codings(fields).next() {
@@ -186,10 +200,8 @@ impl Output<'_> {
             return Ok(());
         }
         let capacity = wanted.max(2 * self.plain.capacity()).min(self.limit.max_bytes + 1);
-        if !self.lease.grow_to(self.base_bytes + capacity) {
-            let message = "max_in_flight_bytes is reached: no memory for the decoded body";
-            return Err(DecodeError::Refused(Failure::overloaded(message)));
-        }
+        lease_memory(self.lease, self.base_bytes + capacity, "the request with its decoded body")
+            .map_err(DecodeError::Refused)?;
         self.plain.reserve_exact(capacity - self.plain.len());
         Ok(())
     }

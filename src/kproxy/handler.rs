@@ -253,9 +253,7 @@ impl CommitHandler {
         if !self.has_headers_and_timestamps && messages.iter().any(ParsedMessage::has_headers_or_timestamp) {
             return Err(Failure::unsupported());
         }
-        if !lease.grow_to(defaults.bytes_of_records(&messages)) {
-            return Err(Failure::overloaded("max_in_flight_bytes is reached: no memory for the messages of the batch"));
-        }
+        content_coding::lease_memory(lease, defaults.bytes_of_records(&messages), "the batch with all its messages")?;
         let slots = self.acquire_slots(messages.len())?;
         Ok((messages, slots))
     }
@@ -371,8 +369,8 @@ impl Handler for CommitHandler {
         self.origins.as_ref().map_or_else(Vec::new, |origins| origins.response_headers(head))
     }
 
-    fn refusal(&self, status: u16, reason: &str) -> Response {
-        log_limited!(Level::Warn, "request refused status={status}: {reason}");
+    fn refusal(&self, status: u16, reason: &str, peer: &str) -> Response {
+        log_limited!(Level::Warn, "request refused status={status} peer={peer}: {reason}");
         Failure::from_server(status, reason).response()
     }
 }

@@ -59,8 +59,9 @@ use crate::broker::{self, BrokerConfig, ProducerConfig, RequestCounter};
 use crate::config::Problems;
 use crate::daemon::raise_open_files;
 use crate::heap;
-use crate::http::{ByteBudget, Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, WriteLimits};
+use crate::http::{ByteBudget, Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, Tls, WriteLimits};
 use crate::metrics::Registry;
+use crate::reload::Reloads;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
 
@@ -80,7 +81,8 @@ use traffic::Traffic;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval at which [`Watch`] updates readiness and gauges.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// File descriptors reserved for everything but client connections: brokers, logs, pollers, the admin port.
+/// File descriptors reserved for everything but client connections: brokers, logs, pollers, the admin port, and clients
+/// that are answered with 503 because there are too many.
 const OTHER_DESCRIPTORS: u64 = 400;
 /// Longest of the two equal reserves that [`stop_in_order`] takes from `shutdown_grace_ms`.
 const MAX_ANSWER_RESERVE: Duration = Duration::from_millis(500);
@@ -130,7 +132,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     let server_metrics = ServerMetrics::new(&registry);
     let tls = config.tls.clone();
     if let Some(tls) = tls.clone() {
-        supervisor.reloads().add("tls", move || tls.reload());
+        reload_certificates(tls, &registry, supervisor.reloads());
     }
     // Before the servers start: without components `/readyz` would answer 200.
     let broker = health.component("broker");
@@ -149,6 +151,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
         max_connections,
         servers: server_metrics.clone(),
         registry: registry.clone(),
+        reloads: supervisor.reloads().clone(),
     });
     admin_port.register_metrics(&registry);
     let admin_server = config
@@ -178,6 +181,21 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     // The admin port stays open to the end, so that the shutdown can be observed.
     drop(admin_server);
     Ok(())
+}
+
+/// Registers the reload of the certificates on SIGHUP. A reload that fails leaves those in use that were loaded before.
+fn reload_certificates(tls: Tls, registry: &Registry, reloads: &Reloads) {
+    let stale = registry.gauge(
+        "kproxy_certificates_stale",
+        "1 while the files of tls cannot be reloaded and the certificates loaded before stay in use.",
+        &[],
+    );
+    let stale = stale.with_label_values::<&str>(&[]);
+    reloads.add("tls", move || {
+        let outcome = tls.reload();
+        stale.set(i64::from(outcome.is_err()));
+        outcome
+    });
 }
 
 /// Stops accepting requests and waits for the answers to those in progress. Then closes the producers, which complete

@@ -1,18 +1,18 @@
 //! The thread that reads the topic: it receives start offsets, and sends batches of messages to the dispatcher.
 //!
 //! The dispatcher decides where to continue when an offset belongs to another log or is not kept, and drops stale
-//! batches. While the channel of batches is full the fetch loop reads nothing more, but still receives commands. Start
-//! offsets that are not stored are looked up by another thread ([`start_offsets`]): a look-up that takes seconds delays
-//! neither the reading nor a command.
+//! batches. While the channel of batches is full, or the memory is used up, the fetch loop reads nothing more, but
+//! still receives commands, start offsets that were found, and errors. Start offsets that are not stored are looked up
+//! by another thread ([`start_offsets`]): a look-up that takes seconds delays neither the reading nor a command.
 
 mod events;
 mod start_offsets;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, Sender, at, select};
 use log::{Level, info};
 
 pub(super) use events::{FetchCommand, Fetched, FetchedBatch, LogChange, StartPosition};
@@ -35,6 +35,8 @@ pub(super) const QUEUED_BATCHES: usize = 8;
 const BATCH_BYTES: usize = 1 << 20;
 /// How long one poll waits for messages, and so the time for which a command may stay in its channel.
 const POLL_WAIT: Duration = Duration::from_millis(100);
+/// Interval at which errors are taken while messages are not.
+const ERROR_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause after an error that concerns all partitions. Without it, a client that fails at once would use a whole CPU.
 const ERROR_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after an error of one partition. It is short because it delays the other partitions too.
@@ -75,6 +77,8 @@ pub(super) struct FetchLoop {
     lookup_failure: Option<String>,
     /// Bytes of the messages in the last report of the poll that is being taken.
     report_bytes: usize,
+    /// When errors are taken next, while messages are not.
+    next_error_look: Instant,
     channels: FetchChannels,
 }
 
@@ -101,6 +105,7 @@ impl FetchLoop {
             awaiting_start: HashMap::new(),
             lookup_failure: None,
             report_bytes: 0,
+            next_error_look: Instant::now(),
             channels,
         }
     }
@@ -355,6 +360,16 @@ impl FetchLoop {
         self.report(fetched, partition, |window, partition| Fetched::LogChanged { window, partition, change });
     }
 
+    /// Takes errors and their ends while messages are not taken, so that `/readyz` does not show an error that is over.
+    fn look_for_errors(&mut self) {
+        let now = Instant::now();
+        if self.next_error_look <= now {
+            self.next_error_look = now + ERROR_LOOK_INTERVAL;
+            let events = self.fetcher.poll_errors();
+            self.take(events, &mut Vec::new());
+        }
+    }
+
     /// Takes the memory of `fetched` and sends it to the dispatcher. While the memory is used up it applies commands,
     /// and takes starts that were found: a thread that looks them up would wait, and so would their stores. A batch
     /// that a command makes stale is recognised by the dispatcher by its window. Returns false when the loop must end.
@@ -364,6 +379,7 @@ impl FetchLoop {
         let (size_bytes, largest_bytes) = fetched.size_bytes();
         // A report without messages needs no memory, and does not wait for any.
         while size_bytes > 0 && !memory.try_take(size_bytes, largest_bytes) {
+            self.look_for_errors();
             select! {
                 recv(memory.freed()) -> _ => {},
                 recv(commands) -> command => match command {
@@ -376,26 +392,47 @@ impl FetchLoop {
                     },
                     Err(_) => return false,
                 },
+                recv(at(self.next_error_look)) -> _ => {},
                 recv(stop.closed()) -> _ => return false,
             }
         }
         self.send(fetched, stop)
     }
 
-    /// Sends a report to the dispatcher. Applies commands while the channel is full. Returns false when the loop must
-    /// end.
+    /// Sends a report to the dispatcher. While the channel is full it applies commands, and takes starts that were
+    /// found, whose reports follow. Returns false when the loop must end.
     fn send(&mut self, fetched: Fetched, stop: &Stop) -> bool {
         let (batches, commands) = (self.channels.batches.clone(), self.channels.commands.clone());
-        loop {
+        let found_starts = self.channels.found_starts.clone();
+        // Besides the first one, at most one for each partition.
+        let mut reports = VecDeque::from([fetched]);
+        while let Some(next) = reports.pop_front() {
             select! {
-                send(batches, fetched) -> sent => return sent.is_ok(),
+                send(batches, next) -> sent => if sent.is_err() {
+                    return false;
+                },
                 recv(commands) -> command => match command {
-                    Ok(command) => self.apply(command),
+                    Ok(command) => {
+                        self.apply(command);
+                        reports.push_front(next);
+                    }
                     Err(_) => return false,
                 },
+                recv(found_starts) -> found => match found {
+                    Ok(found) => {
+                        reports.push_front(next);
+                        reports.extend(self.on_found_start(found));
+                    }
+                    Err(_) => return false,
+                },
+                recv(at(self.next_error_look)) -> _ => {
+                    self.look_for_errors();
+                    reports.push_front(next);
+                }
                 recv(stop.closed()) -> _ => return false,
             }
         }
+        true
     }
 }
 

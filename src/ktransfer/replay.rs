@@ -18,13 +18,15 @@ use crossbeam_channel::unbounded;
 use self::position::{Position, PositionStore};
 use super::dead_letters::DeadLetter;
 use crate::broker::{
-    Acks, AppendResult, FetchEvent, Fetcher, LogEnds, LogIdentity, Message, Offset, Producer, TopicPartition,
+    Acks, AppendResult, FetchEvent, Fetcher, LogEnds, LogIdentity, Message, Offset, Producer, TopicId, TopicPartition,
 };
 
 pub use tool::REPLAY;
 
 /// Letters that are appended at the same time.
 const MAX_IN_FLIGHT: usize = 500;
+/// Time limit of the request for the partitions of the topic.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a run waits for the next letters of a partition.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
 
@@ -60,10 +62,12 @@ impl Replay<'_> {
     /// Replays all partitions, and writes what it does to `output`. Fails with the reason if letters are left.
     fn run(&mut self) -> Result<Counts, String> {
         let mut counts = Counts::default();
-        let partitions = self.log_ends.partitions(&self.topic).map_err(|cause| cause.to_string())?;
-        for info in partitions {
+        let topics = self.log_ends.topics(std::slice::from_ref(&self.topic), Instant::now() + METADATA_TIMEOUT);
+        let topic = topics.into_iter().next().ok_or("no metadata")?.map_err(|cause| cause.to_string())?;
+        for info in topic.partitions {
             let partition = TopicPartition { topic: Arc::clone(&self.topic), partition: info.partition };
-            self.replay_partition(&partition, &mut counts).map_err(|reason| format!("{partition}: {reason}"))?;
+            let replayed = self.replay_partition(&partition, topic.id, &mut counts);
+            replayed.map_err(|reason| format!("{partition}: {reason}"))?;
         }
         let done = if self.is_dry_run { "would be replayed" } else { "replayed" };
         self.say(&format!(
@@ -73,10 +77,20 @@ impl Replay<'_> {
         Ok(counts)
     }
 
-    fn replay_partition(&mut self, partition: &TopicPartition, counts: &mut Counts) -> Result<(), String> {
+    /// Replays a partition of the topic with the id `topic_id`; `None` if the brokers have no ids.
+    fn replay_partition(
+        &mut self,
+        partition: &TopicPartition,
+        topic_id: Option<TopicId>,
+        counts: &mut Counts,
+    ) -> Result<(), String> {
         let range = self.log_ends.range(partition).map_err(|cause| cause.to_string())?;
         let mut position = self.positions.read(partition)?;
-        if self.is_from_oldest || position.next < range.oldest {
+        if position.topic_id.zip(topic_id).is_some_and(|(known, present)| known != present) {
+            // Also if it has just as many letters.
+            self.say(&format!("{partition}: the topic was created again, all of it is replayed"));
+            position.restart(topic_id, range.oldest);
+        } else if self.is_from_oldest || position.next < range.oldest {
             position.next = range.oldest;
         } else if range.newest < position.next {
             self.say(&format!("{partition}: was replayed up to {}, but ends at {}", position.next, range.newest));

@@ -151,7 +151,7 @@ impl Worker {
     /// Returns until when no attempt may begin, if there is something to attempt now.
     fn hold(&mut self) -> Option<Instant> {
         let settings = self.context.settings();
-        if settings.backends.are_all_in_use() && self.permit.is_none() {
+        if settings.backends.are_all_ready() && self.permit.is_none() {
             return None;
         }
         let now = Instant::now();

@@ -54,7 +54,7 @@ impl Writer {
             }
         }
         if !has_failed {
-            info!("SIGHUP: log files reopened");
+            info!("log files reopened");
         }
     }
 }

@@ -194,6 +194,12 @@ fn sighup_reloads_the_credentials_and_a_bad_file_keeps_the_old_ones() {
         || ["token-a", "token-b", "token-c"].map(|token| post(&mut client, &path, Some(&bearer(token)), b"x").status);
     assert_eq!(statuses(), [200, 200, 401]);
 
+    // A rotation of the logs does not put a file into force that somebody is editing.
+    fs::write(guarded.file.path(), credentials(json!([credential("c")]))).unwrap();
+    guarded.kproxy.daemon.signal(libc::SIGUSR1);
+    guarded.kproxy.daemon.wait_for_log("log files reopened", DEADLINE);
+    assert_eq!(statuses(), [200, 200, 401]);
+
     guarded.reload(&credentials(json!([credential("b"), credential("c")])), " reloaded: 2 credentials");
     assert_eq!(statuses(), [401, 200, 200], "on a connection that is older than the reload");
 
@@ -209,7 +215,7 @@ fn sighup_reloads_the_credentials_and_a_bad_file_keeps_the_old_ones() {
     guarded.reload(&credentials(json!([credential("a")])), " reloaded: 1 credentials");
     assert_eq!(statuses(), [200, 401, 401]);
     assert!(guarded.kproxy.has_metric("kproxy_credentials_stale 0"));
-    assert_eq!(cluster.message_count(&topic), 9);
+    assert_eq!(cluster.message_count(&topic), 11);
     guarded.kproxy.daemon.stop(DEADLINE);
     let log = guarded.kproxy.daemon.log();
     let problem = "credentials[2].name: is the name of an earlier credential";

@@ -131,17 +131,20 @@ fn a_stop_takes_no_longer_than_the_grace() {
 }
 
 #[test]
-fn sighup_reopens_the_log_files() {
+fn sighup_and_sigusr1_reopen_the_log_files() {
+    const REOPENED: &str = "log files reopened";
     let mut daemon = Kmonitor::start(&config()).daemon;
     let log = daemon.folder().join("log/kmonitor.log");
-    let rotated = daemon.folder().join("log/kmonitor.log.1");
-    fs::rename(&log, &rotated).expect("the log exists");
-    daemon.signal(libc::SIGHUP);
-    wait_until(DEADLINE, "kmonitor writes to a new log file", || {
-        fs::read_to_string(&log).is_ok_and(|text| text.contains("SIGHUP"))
-    });
-    let old = fs::read_to_string(&rotated).expect("it was renamed");
-    assert!(old.contains("kmonitor") && !old.contains("SIGHUP"), "{old}");
+    for (signal, count) in [(libc::SIGHUP, 0), (libc::SIGUSR1, 1)] {
+        let rotated = daemon.folder().join(format!("log/kmonitor.log.{count}"));
+        fs::rename(&log, &rotated).expect("the log exists");
+        daemon.signal(signal);
+        wait_until(DEADLINE, "kmonitor writes to a new log file", || {
+            fs::read_to_string(&log).is_ok_and(|text| text.contains(REOPENED))
+        });
+        let old = fs::read_to_string(&rotated).expect("it was renamed");
+        assert_eq!(old.matches(REOPENED).count(), count, "{old}");
+    }
     // The same process still runs and writes to the new file.
     daemon.stop(DEADLINE);
     assert!(fs::read_to_string(&log).is_ok_and(|text| text.contains("ends with exit code 0")));

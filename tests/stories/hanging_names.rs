@@ -4,6 +4,7 @@
 //! `HOSTALIASES` names a file that glibc reads before it asks a name server for a name without a dot (hostname(7)).
 //! Here it is a named pipe that nobody writes, so `getaddrinfo` of such a name hangs for ever.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::harness::fleet::{Fleet, Reply};
@@ -20,9 +21,15 @@ const HANGING: &str = "hanging:9";
 
 /// Starts a daemon in which the look-up of a name without a dot hangs; returns when it answers `/healthz` at `address`.
 fn start(program: Program, files: &[(&str, &str)], address: &str) -> Daemon {
-    let aliases = folder("aliases").join("pipe");
-    make_fifo(&aliases);
-    let environment = [("HOSTALIASES", aliases.to_str().expect("a path of ASCII"))];
+    start_with_pipe(program, files, address, &folder("aliases").join("pipe"))
+}
+
+/// As [`start`]; a look-up reads the pipe `aliases`.
+fn start_with_pipe(program: Program, files: &[(&str, &str)], address: &str, aliases: &Path) -> Daemon {
+    make_fifo(aliases);
+    let aliases = aliases.to_str().expect("a path of ASCII");
+    // Otherwise a machine without a name server waits for it for long.
+    let environment = [("HOSTALIASES", aliases), ("RES_OPTIONS", "timeout:1 attempts:1")];
     let mut daemon = Daemon::start_in_environment(program, binary(program), files, &environment);
     daemon.wait_until_ok(address, "/healthz", START_DEADLINE);
     daemon
@@ -120,6 +127,30 @@ fn a_backend_whose_name_hangs_costs_no_message_even_without_retries() {
     let messages = &status["messages"];
     assert_eq!((&messages["given_up"], &messages["failed_attempts"]), (&0.into(), &0.into()), "{messages}");
     assert_eq!(status["backends"][0]["state"], "in_use", "{status}");
+    daemon.stop(STOP_DEADLINE);
+}
+
+/// The first look-up hangs for ever. The next one ends: nobody knows such a name.
+#[test]
+fn a_backend_whose_look_up_hangs_is_looked_up_again() {
+    let cluster = cluster();
+    let topic = cluster.new_topic("hanging_once", 1);
+    cluster.produce(&topic, 0, &[(b"key", b"value")]);
+    let module = configs::module(&topic, &[HANGING.to_owned()]).text();
+    let config = configs::ktransfer(cluster).set("module_enabled", ["m"]);
+    let admin = config.address("admin_port").expect("it is set");
+    let aliases = folder("aliases").join("pipe");
+    let files = [("conf/ktransfer.yaml", &*config.text()), ("conf/modules/m.yaml", &module)];
+    let mut daemon = start_with_pipe(Program::Ktransfer, &files, &admin, &aliases);
+    wait_until_hanging(&daemon, "names-look-up");
+    let empty = aliases.with_extension("empty");
+    std::fs::write(&empty, "").expect("a file");
+    std::fs::rename(&empty, &aliases).expect("the file replaces the pipe");
+    daemon.wait_for_log(&format!("cannot resolve {HANGING:?}: failed to lookup"), DEADLINE);
+    wait_until(DEADLINE, "the message has an attempt", || {
+        let status = http::get(&format!("http://{admin}/v1/modules/m")).expect("admin_port answers").json();
+        status["messages"]["failed_attempts"].as_u64().is_some_and(|attempts| attempts > 0)
+    });
     daemon.stop(STOP_DEADLINE);
 }
 

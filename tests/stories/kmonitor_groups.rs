@@ -117,6 +117,7 @@ fn a_topic_that_was_never_committed_is_shown_beside_one_that_was() {
     wait_until(DEADLINE, "both topics are known", || {
         let topics = topics(&monitor, &group);
         let delay = |name: &str| topics.iter().find(|topic| topic["topic"] == name).map(|topic| topic["delay"].clone());
+        assert_ne!(delay(&owned), Some(json!(null)), "it is known in the first view that has it");
         delay(&committed) == Some(json!(0)) && delay(&owned) == Some(json!(5))
     });
     monitor.wait_for_delay("tc", &group, &json!({"0": 5}), DEADLINE);

@@ -296,10 +296,15 @@ fn sighup_loads_a_new_certificate_for_new_connections_and_rejects_a_bad_one() {
     let log = secured.kproxy.daemon.log();
     assert!(log.contains("which is not the key of the first certificate in"), "{log}");
     assert_eq!(served_certificate(&secured), before, "a certificate without its key is rejected");
+    secured.kproxy.wait_for_metric("kproxy_certificates_stale 1", DEADLINE);
+    let page = || http::get(&format!("http://{}/rows", secured.kproxy.admin)).unwrap().text();
+    wait_until(DEADLINE, "the page shows it", || page().contains("tls could not be reloaded: key_file is /"));
 
     fs::copy(&next.key, &secured.own.key).unwrap();
     secured.kproxy.daemon.signal(libc::SIGHUP);
     wait_until(DEADLINE, "the new certificate is served", || served_certificate(&secured) == after);
+    secured.kproxy.wait_for_metric("kproxy_certificates_stale 0", DEADLINE);
+    wait_until(DEADLINE, "the page does not show it any more", || !page().contains("could not be reloaded"));
     assert_eq!(old.post(&path, b"after").unwrap().status, 200, "an old connection stays open");
     drop(old);
     assert_eq!(cluster.messages(&topic).len(), 2);

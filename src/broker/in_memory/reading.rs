@@ -55,15 +55,31 @@ impl Fetcher for MemoryFetcher {
             let found = if state.unreachable { Vec::new() } else { self.read(&mut state, max) };
             let left = deadline.saturating_duration_since(Instant::now());
             if !found.is_empty() || left.is_zero() {
-                return match state.unreachable {
-                    true => {
-                        vec![FetchEvent::Unreachable { reason: "the test made the broker unreachable".to_owned() }]
-                    }
-                    false => found,
-                };
+                return if state.unreachable { vec![unreachable()] } else { found };
             }
             state = wait_timeout(&shared.changed, state, left);
         }
+    }
+
+    fn poll_errors(&mut self) -> Vec<FetchEvent> {
+        let shared = Arc::clone(&self.shared);
+        let state = shared.lock();
+        if state.unreachable {
+            return vec![unreachable()];
+        }
+        let mut events = Vec::new();
+        for (partition, reader) in &mut self.assigned {
+            let partition = partition.clone();
+            match state.broken.get(&partition) {
+                Some(reason) => {
+                    reader.has_failed = true;
+                    events.push(FetchEvent::PartitionError { partition, reason: reason.clone() });
+                }
+                None if std::mem::take(&mut reader.has_failed) => events.push(FetchEvent::Recovered { partition }),
+                None => {}
+            }
+        }
+        events
     }
 }
 
@@ -98,6 +114,10 @@ impl MemoryFetcher {
         }
         events
     }
+}
+
+fn unreachable() -> FetchEvent {
+    FetchEvent::Unreachable { reason: "the test made the broker unreachable".to_owned() }
 }
 
 fn message_count(event: &FetchEvent) -> usize {

@@ -112,6 +112,13 @@ impl KafkaRustFetcher {
         }
     }
 
+    fn take_responses(&mut self) {
+        while let Ok(response) = self.responses.1.try_recv() {
+            self.take_response(response);
+        }
+        self.time_out_requests();
+    }
+
     fn take_ready(&mut self, max: usize) -> Vec<Message> {
         self.poll_number += 1;
         take_in_turn(self.readers.values_mut(), self.poll_number, max)
@@ -121,12 +128,10 @@ impl KafkaRustFetcher {
     fn start_fetches(&mut self) {
         let now = Instant::now();
         let total: usize = self.readers.values().map(|reader| reader.ready_bytes).sum();
-        if total >= self.config.prefetch_bytes {
-            return;
-        }
-        let first_bytes = self.first_bytes();
+        let (is_full, first_bytes) = (self.config.prefetch_bytes <= total, self.first_bytes());
         let is_due = |reader: &PartitionReader| {
-            let has_room = reader.ready_bytes < reader.max_bytes.max(first_bytes);
+            // The next response shows whether an error that was reported is over.
+            let has_room = reader.ready_bytes < reader.max_bytes.max(first_bytes) && (!is_full || reader.has_failed);
             !reader.is_paused && !reader.is_fetching && reader.not_before <= now && has_room
         };
         let topics_without_leader: BTreeSet<Arc<str>> = self
@@ -374,8 +379,7 @@ impl KafkaRustFetcher {
                     reader.not_before = Instant::now() + RETRY_PAUSE;
                 }
                 if let Err(error) = outcome {
-                    let reason =
-                        format!("cannot get the oldest and newest offsets of the partition: {}", error.in_words());
+                    let reason = format!("cannot get the oldest and newest offsets: {}", error.in_words());
                     self.report_partition(partition, reason);
                 }
             }
@@ -385,12 +389,8 @@ impl KafkaRustFetcher {
     fn time_out_requests(&mut self) {
         let now = Instant::now();
         let is_late = |connection: &BrokerConnection| connection.in_flight.is_some_and(|(_, deadline)| deadline <= now);
-        let leaders: Vec<String> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| is_late(connection))
-            .map(|(leader, _)| leader.clone())
-            .collect();
+        let late = self.connections.iter().filter(|(_, connection)| is_late(connection));
+        let leaders: Vec<String> = late.map(|(leader, _)| leader.clone()).collect();
         for leader in leaders {
             let Some(connection) = self.connections.get_mut(&leader) else { continue };
             connection.client.abandon();
@@ -411,12 +411,7 @@ impl Fetcher for KafkaRustFetcher {
 
     fn revoke(&mut self, partition: &TopicPartition) {
         self.readers.remove(partition);
-        self.pending_errors.retain(|error| match error {
-            FetchEvent::OffsetGone { partition: of, .. }
-            | FetchEvent::PartitionError { partition: of, .. }
-            | FetchEvent::Recovered { partition: of } => of != partition,
-            _ => true,
-        });
+        self.pending_errors.retain(|event| event.partition() != Some(partition));
     }
 
     fn set_paused(&mut self, partition: &TopicPartition, paused: bool) {
@@ -428,10 +423,7 @@ impl Fetcher for KafkaRustFetcher {
     fn poll(&mut self, wait: Duration, max: usize) -> Vec<FetchEvent> {
         let deadline = Instant::now() + wait;
         loop {
-            while let Ok(response) = self.responses.1.try_recv() {
-                self.take_response(response);
-            }
-            self.time_out_requests();
+            self.take_responses();
             let mut events = into_batches(self.take_ready(max));
             self.start_fetches();
             // The messages of a partition come before its error.
@@ -446,5 +438,13 @@ impl Fetcher for KafkaRustFetcher {
                 self.take_response(response);
             }
         }
+    }
+
+    fn poll_errors(&mut self) -> Vec<FetchEvent> {
+        self.take_responses();
+        self.start_fetches();
+        let (errors, others): (VecDeque<_>, _) = self.pending_errors.drain(..).partition(FetchEvent::is_error);
+        self.pending_errors = others;
+        errors.into()
     }
 }

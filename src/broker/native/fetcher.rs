@@ -83,6 +83,11 @@ impl Fetcher for NativeFetcher {
         let events = self.client.poll(wait, max);
         self.take(events, Instant::now())
     }
+
+    fn poll_errors(&mut self) -> Vec<FetchEvent> {
+        let events = self.client.poll_errors();
+        self.take(events, Instant::now())
+    }
 }
 
 fn seam_event(event: fetch::FetchEvent, limits: HeaderLimits) -> FetchEvent {

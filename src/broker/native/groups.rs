@@ -1,6 +1,6 @@
 //! Consumer groups and their committed offsets, through [`OffsetReader`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,14 +42,19 @@ impl NativeGroups {
 }
 
 impl GroupReader for NativeGroups {
-    fn list(&mut self, deadline: Instant) -> GroupListing {
-        let list = self.reader.list_groups(deadline);
+    fn list(&mut self, except: &BTreeSet<i32>, deadline: Instant) -> GroupListing {
+        let list = self.reader.list_groups(except, deadline);
         let of_new_protocol = list.groups.iter().filter(|group| is_of_new_protocol(group));
         self.of_new_protocol = of_new_protocol.map(|group| group.group.as_str().into()).collect();
         GroupListing {
             groups: list.groups.iter().filter(|group| is_of_consumers(group)).map(seam_group).collect(),
             failures: list.failures.iter().map(ToString::to_string).collect(),
+            silent: list.silent,
         }
+    }
+
+    fn coordinators(&mut self, groups: &[Arc<str>], doubtful: &BTreeSet<i32>, deadline: Instant) -> Vec<Option<i32>> {
+        self.reader.coordinators(groups, doubtful, deadline)
     }
 
     fn committed(

@@ -49,6 +49,8 @@ pub(super) struct ClientState {
     pub(super) handshake: Handshake,
     /// Whether the client has sent a TLS close_notify.
     pub(super) peer_closed: bool,
+    /// Whether the connection exceeds `max_connections` or `max_connections_per_ip`, so that it only gets the refusal.
+    pub(super) exceeds_limit: bool,
 }
 
 /// The action when the body of a request is complete.

@@ -186,7 +186,7 @@ impl Reader {
         // Read before `take`, after which the parser no longer has the head.
         let headers = self.headers_of_current(index);
         let client = self.client(index);
-        let head_only = client.parser.is_head_method();
+        let (head_only, peer) = (client.parser.is_head_method(), Arc::clone(&client.connection.peer_text));
         // If the handler has refused this request before, its response is sent instead.
         if client.is_refused()
             && let Some((_, _, OnComplete::Respond(response))) = client.parser.take()
@@ -197,7 +197,7 @@ impl Reader {
         if let Some(limit) = refusal.limit {
             self.metrics.limit_reached(limit);
         }
-        let response = panics::catch(|| self.handler.refusal(refusal.status, refusal.reason))
+        let response = panics::catch(|| self.handler.refusal(refusal.status, refusal.reason, &peer))
             .unwrap_or_else(|_| Response::text(refusal.status, refusal.reason));
         self.answer_and_close(index, response, headers, head_only)
     }

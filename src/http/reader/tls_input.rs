@@ -3,7 +3,6 @@
 //! All records of one read are decrypted first; the plaintext is then parsed in the same way as the bytes of a
 //! connection without TLS.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,7 +107,6 @@ impl Reader {
             return;
         }
         self.last_handshake_warning = Some(self.now);
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         match std::mem::take(&mut self.suppressed_warnings) {
             0 => warn!("TLS handshake with {peer} failed: {reason}"),
             suppressed => {

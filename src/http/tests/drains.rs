@@ -101,6 +101,34 @@ fn a_request_that_has_arrived_is_not_timed_out_because_the_reader_was_late() {
 }
 
 #[test]
+fn a_request_that_arrives_just_before_its_idle_connection_is_closed_is_served() {
+    let timeout = Duration::from_secs(1);
+    let fixture = start(|limits| limits.idle_timeout = timeout);
+    // There are two readers, so connections 0, 2 and 4 have the same one.
+    let mut sockets: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
+    sockets[2].write_all(post("/block", "").as_bytes()).unwrap();
+    let (_, first_block) = fixture.echo.release();
+    let blocked = Instant::now();
+    sockets[4].write_all(post("/block", "").as_bytes()).unwrap();
+    while blocked.elapsed() < timeout + Duration::from_millis(100) {
+        std::thread::yield_now();
+    }
+    // The reader finds the event of connection 4 alone in its next wait, and the idle time of 0 over. The request on
+    // connection 0 arrives while the event of 4 blocks the reader.
+    fixture.echo.unblock.0.send(()).unwrap();
+    let (_, second_block) = fixture.echo.release();
+    sockets[0].write_all(post("/", "late").as_bytes()).unwrap();
+    fixture.echo.unblock.0.send(()).unwrap();
+    assert_eq!(answer(&mut sockets[0]), (200, "late".to_owned()));
+    for (reply, index) in [(first_block, 2), (second_block, 4)] {
+        reply.send(Response::text(200, "unblocked"));
+        assert_eq!(answer(&mut sockets[index]).1, "unblocked");
+    }
+    drop(sockets);
+    fixture.end();
+}
+
+#[test]
 fn a_connection_that_arrives_during_a_drain_is_closed() {
     let inbox = Arc::new(Inbox::new(Arc::default()).unwrap());
     let (group, metrics) = (Supervisor::new("g", Stop::new()), ServerMetrics::new(&Registry::new()).of("http"));

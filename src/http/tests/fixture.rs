@@ -77,7 +77,8 @@ impl Handler for Echo {
         value.map(|value| ("X-Echo", String::from_utf8_lossy(value).into_owned())).into_iter().collect()
     }
 
-    fn refusal(&self, status: u16, reason: &str) -> Response {
+    fn refusal(&self, status: u16, reason: &str, peer: &str) -> Response {
+        assert!(peer.starts_with("127.0.0.1:"), "{peer}");
         Response::text(status, format!("refusal: {reason}"))
     }
 }

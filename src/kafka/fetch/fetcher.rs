@@ -129,6 +129,11 @@ impl Fetcher {
             state = wait_timeout(&self.shared.events, state, left);
         }
     }
+
+    /// Returns the events about errors and their ends that have come, and leaves all others to [`poll`](Self::poll).
+    pub fn poll_errors(&mut self) -> Vec<FetchEvent> {
+        self.shared.lock().core.take_errors()
+    }
 }
 
 impl Drop for Fetcher {

@@ -331,14 +331,25 @@ impl PartitionReader {
         self.topic_id.filter(|_| self.is_id_confirmed && !self.is_id_reported)
     }
 
+    /// Returns once that an error that was reported is over.
+    pub(super) fn take_recovery(&mut self) -> Option<FetchEvent> {
+        std::mem::take(&mut self.has_recovered).then(|| FetchEvent::Recovered { partition: self.name.clone() })
+    }
+
+    /// Whether an error was reported that may be over: the next response shows it. Then the partition is requested even
+    /// if there is no room for messages.
+    pub(super) fn is_error_open(&self) -> bool {
+        self.reported_at.is_some() && self.ready.is_empty()
+    }
+
     /// Returns the next event, with at most `max` messages, `max` being at least 1.
     pub(super) fn take(&mut self, max: usize) -> Option<FetchEvent> {
         if let Some(topic_id) = self.new_id() {
             self.is_id_reported = true;
             return Some(FetchEvent::TopicId { partition: self.name.clone(), topic_id });
         }
-        if std::mem::take(&mut self.has_recovered) {
-            return Some(FetchEvent::Recovered { partition: self.name.clone() });
+        if let Some(recovered) = self.take_recovery() {
+            return Some(recovered);
         }
         if !self.has_output() {
             return None;

@@ -1,6 +1,6 @@
 //! Consumer groups: committed offsets, commits, lists and descriptions, by coordinator.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,6 +56,8 @@ pub struct GroupList {
     pub groups: Vec<ListedGroup>,
     /// Why groups are missing: the other brokers, and partitions of `__consumer_offsets` without a leader.
     pub failures: Vec<OffsetError>,
+    /// The brokers that were not reached or did not answer before the deadline.
+    pub silent: Vec<BrokerId>,
 }
 
 /// What one broker says of groups: each with its name and its error code.
@@ -123,19 +125,20 @@ impl OffsetReader {
         })
     }
 
-    /// Returns the groups that all brokers coordinate. A broker that does not answer is retried until `deadline`.
-    /// Groups whose partition of `__consumer_offsets` has no leader have no coordinator: each such partition is a
-    /// failure.
-    pub fn list_groups(&mut self, deadline: Instant) -> GroupList {
+    /// Returns the groups that all brokers coordinate, but those in `except`. A broker that does not answer is retried
+    /// until `deadline`. Groups whose partition of `__consumer_offsets` has no leader have no coordinator: each such
+    /// partition is a failure.
+    pub fn list_groups(&mut self, except: &BTreeSet<BrokerId>, deadline: Instant) -> GroupList {
         // Half of the time is left for the lists.
         let now = Instant::now();
         let until = now + deadline.saturating_duration_since(now) / 2;
         let offsets_topic = MetadataTopics::Names(vec![OFFSETS_TOPIC.into()]);
         let response = match self.metadata.request(offsets_topic, until) {
             Ok(response) => response,
-            Err(failure) => return GroupList { groups: Vec::new(), failures: vec![failure.into()] },
+            Err(failure) => return GroupList { failures: vec![failure.into()], ..GroupList::default() },
         };
-        let (brokers, _) = unique(&response.brokers.iter().map(|broker| broker.id).collect::<Vec<_>>());
+        let (all, _) = unique(&response.brokers.iter().map(|broker| broker.id).collect::<Vec<_>>());
+        let (left_out, brokers): (Vec<_>, Vec<_>) = all.into_iter().partition(|broker| except.contains(broker));
         let mut router = BrokerRouter { metadata: &mut self.metadata, brokers: &brokers };
         let results = run(&mut self.pool, brokers.len(), deadline, &mut router, |broker, items, until| {
             items.into_iter().map(|(index, ())| (index, list_groups_once(broker, until))).collect()
@@ -146,14 +149,31 @@ impl OffsetReader {
             let reason = format!("groups are missing: {OFFSETS_TOPIC}-{} has no leader", partition.partition);
             OffsetError::new(OffsetErrorKind::NoLeader, reason)
         }));
-        for result in results {
+        list.failures.extend(left_out.into_iter().map(|broker| {
+            OffsetError::new(OffsetErrorKind::Unreachable, format!("broker {broker} did not answer the last requests"))
+        }));
+        for (broker, result) in brokers.iter().zip(results) {
             match result {
                 // A group that moves to another coordinator meanwhile may be in two lists.
                 Ok(groups) => list.groups.extend(groups.into_iter().filter(|group| names.insert(group.group.clone()))),
-                Err(failure) => list.failures.push(failure),
+                Err(failure) => {
+                    list.silent.extend((failure.kind == OffsetErrorKind::Unreachable).then_some(*broker));
+                    list.failures.push(failure);
+                }
             }
         }
         list
+    }
+
+    /// Returns the broker that coordinates each group, in the order of `groups`; `None` if the look-up failed. What was
+    /// found lately is used, unless the broker is in `doubtful`.
+    pub fn coordinators(
+        &mut self,
+        groups: &[Arc<str>],
+        doubtful: &BTreeSet<BrokerId>,
+        deadline: Instant,
+    ) -> Vec<Option<BrokerId>> {
+        self.coordinators.of(&mut self.metadata, groups, doubtful, deadline)
     }
 
     /// Returns state and members of groups, in the order of `groups`. A group that does not exist is in state `Dead`,

@@ -19,7 +19,7 @@ impl Poller {
         if wanted.is_empty() {
             return;
         }
-        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        self.pause(self.kafka_rate.wait(Instant::now()), stop);
         let firsts = self.log_reader.firsts_by_age(&wanted, ages(), clock::unix_ms());
         self.count_kafka();
         let taken = self.places.elapsed(now);

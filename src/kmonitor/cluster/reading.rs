@@ -27,7 +27,7 @@ const MAX_GROUPS: u64 = 500;
 /// Largest number of logs whose ends are read together.
 const MAX_LOGS: usize = 20_000;
 /// Largest number of Kafka groups whose members are read in a cycle.
-const MAX_DESCRIBED: usize = 50;
+const MAX_DESCRIBED: usize = 500;
 /// After no broker responded, none is asked for this time in the same cycle.
 const NO_BROKER_PAUSE: Duration = Duration::from_secs(30);
 /// Time between two attempts to read a module in ZooKeeper that always fails.
@@ -87,7 +87,7 @@ impl Poller {
         };
         for slice in slices(&chosen, max, narrows) {
             // Not between the stored offsets and the ends of their logs.
-            self.pause(self.kafka_pace.wait(Instant::now()), stop);
+            self.pause(self.kafka_rate.wait(Instant::now()), stop);
             if is_readable {
                 is_readable = self.read_slice(source, &slice, stop);
                 self.memory.is_cut |= !is_readable;
@@ -110,16 +110,16 @@ impl Poller {
         match source {
             Source::Zookeeper => {
                 let nodes = self.keeper.as_ref().map_or(1, |keeper| keeper.nodes_per_read());
-                self.zookeeper_pace.per_second().saturating_mul(nodes)
+                self.zookeeper_rate.per_second().saturating_mul(nodes)
             }
-            Source::Kafka => self.kafka_pace.per_second(),
+            Source::Kafka => self.kafka_rate.per_second(),
         }
     }
 
     /// Reads the stored offsets of modules. Returns whether the source responds, so that others can be read.
     fn read_slice(&mut self, source: Source, slice: &[ModuleKey], stop: &Stop) -> bool {
         if source == Source::Zookeeper {
-            self.pause(self.zookeeper_pace.wait(Instant::now()), stop);
+            self.pause(self.zookeeper_rate.wait(Instant::now()), stop);
         }
         // A slice may take a while: no offset is newer than its beginning.
         let (began, asked) = (Moment::now(), Instant::now());
@@ -173,11 +173,11 @@ impl Poller {
         };
         let mut reading = Reading::new(slice.iter().map(wanted).collect());
         while !reading.is_done() && !stop.is_triggered() {
-            self.pause(self.zookeeper_pace.wait(Instant::now()), stop);
+            self.pause(self.zookeeper_rate.wait(Instant::now()), stop);
             let max = self.per_second(Source::Zookeeper).clamp(MIN_NODES, MAX_NODES);
             let mut reader = self.memory.zookeeper_source(&*keeper);
             reader.step(&mut reading, max);
-            self.zookeeper_pace.count(reader.request_count, Instant::now());
+            self.zookeeper_rate.count(reader.request_count, Instant::now());
         }
         reading.finish().into_iter().map(|reading| reading.map_err(|cause| cause.to_string())).collect()
     }
@@ -213,7 +213,7 @@ impl Poller {
         let logs: Vec<TopicPartition> = self.places.logs_of(keys).into_iter().collect();
         for (number, part) in logs.chunks(MAX_LOGS).enumerate() {
             if of == LogsOf::Any || 0 < number {
-                self.pause(self.kafka_pace.wait(Instant::now()), stop);
+                self.pause(self.kafka_rate.wait(Instant::now()), stop);
             }
             if stop.is_triggered() {
                 return;
@@ -242,15 +242,20 @@ impl Poller {
         if keys.is_empty() {
             return;
         }
-        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        self.pause(self.kafka_rate.wait(Instant::now()), stop);
         let Some((source, _)) = &mut self.groups else { return };
         let names: Vec<Arc<str>> = keys.iter().map(|key| Arc::clone(&key.name)).collect();
         let found = source.describe(&names);
         self.count_kafka();
-        for (key, group) in keys.iter().zip(found) {
-            if let Some(group) = group {
-                self.places.record_description(key, &group, Moment::now());
+        let mut with_new = Vec::new();
+        for (key, group) in keys.into_iter().zip(found) {
+            if group.is_some_and(|group| self.places.record_description(&key, &group, Moment::now())) {
+                with_new.push(key);
             }
+        }
+        if !with_new.is_empty() {
+            // Before the next view, in which they would be unknown.
+            self.read_logs(&with_new, LogsOf::Any, stop);
         }
     }
 
@@ -263,7 +268,7 @@ impl Poller {
         if probes.is_empty() {
             return;
         }
-        self.pause(self.kafka_pace.wait(Instant::now()), stop);
+        self.pause(self.kafka_rate.wait(Instant::now()), stop);
         let Some(prober) = &mut self.prober else { return };
         let findings = prober.round(&self.memory.hosts, &probes);
         self.places.record_probes(&findings);
@@ -276,7 +281,7 @@ impl Poller {
         let groups = self.groups.as_ref().map_or(0, |(source, _)| source.request_count);
         let (sent, estimated) = (self.kafka_requests.sent(), self.log_reader.request_count + groups);
         let (sent_before, estimated_before) = std::mem::replace(&mut self.memory.counted, (sent, estimated));
-        self.kafka_pace.count((sent - sent_before).max(estimated - estimated_before), Instant::now());
+        self.kafka_rate.count((sent - sent_before).max(estimated - estimated_before), Instant::now());
     }
 }
 

@@ -6,20 +6,20 @@ use crate::broker::in_memory::MemoryBroker;
 use crate::broker::{LogEnds, LogRange, MetadataError, PartitionInfo, TopicPartition};
 use crate::keeper::in_memory::{InMemoryEnsemble, InMemoryKeeper};
 use crate::keeper::{Keeper, Lifetime};
-use crate::kmonitor::board::Board;
 use crate::kmonitor::delay::by_module;
 use crate::kmonitor::facts::Verdict;
 use crate::kmonitor::places::Times;
+use crate::kmonitor::view_store::ViewStore;
 use crate::kmonitor::zookeeper_source::tests::put;
 use crate::metrics::Registry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-struct Rig {
+pub(super) struct Rig {
     tree: InMemoryEnsemble,
     keeper: Arc<InMemoryKeeper>,
-    broker: MemoryBroker,
-    board: Board,
-    poller: Poller,
+    pub(super) broker: MemoryBroker,
+    pub(super) store: ViewStore,
+    pub(super) poller: Poller,
 }
 
 fn found(addresses: &[&str]) -> BrokerList {
@@ -27,12 +27,12 @@ fn found(addresses: &[&str]) -> BrokerList {
     BrokerList { addresses, ..BrokerList::default() }
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let tree = InMemoryEnsemble::new();
     let keeper = tree.connect(Duration::from_secs(6));
     let broker = MemoryBroker::new();
     broker.create_topic("t", 2);
-    let board = Board::new(["c"]);
+    let store = ViewStore::new(["c"]);
     let registry = Registry::new();
     let source = broker.clone();
     let now = Instant::now();
@@ -49,10 +49,10 @@ fn rig() -> Rig {
         limits: Box::new(|_| Limits::default()),
         fresh_for: Duration::from_secs(15),
         places: Places::new("c".into(), vec![Source::Zookeeper], times),
-        zookeeper_pace: Pace::new(1_000_000, now),
-        kafka_pace: Pace::new(1_000_000, now),
+        zookeeper_rate: RateLimit::new(1_000_000, now),
+        kafka_rate: RateLimit::new(1_000_000, now),
         kafka_requests: RequestCounter::default(),
-        writer: board.writers().remove(0),
+        writer: store.writers().remove(0),
         component: Health::new().component("c"),
         metrics: PollMetrics {
             complete: registry.counter("a_total", "A.", &[]).with_label_values::<&str>(&[]),
@@ -61,7 +61,7 @@ fn rig() -> Rig {
         },
         memory: Memory::default(),
     };
-    Rig { tree, keeper, broker, board, poller }
+    Rig { tree, keeper, broker, store, poller }
 }
 
 /// Modules with their delays by partition number.
@@ -71,7 +71,7 @@ impl Rig {
     /// Polls once and returns the delays, `None` if the cluster is unknown.
     fn delays(&mut self) -> Option<Delays> {
         let _ = self.poller.poll(Extent::Whole, &Stop::new());
-        let view = self.board.view().clusters.remove(0);
+        let view = self.store.view().clusters.remove(0);
         let modules = by_module(&view, None).into_iter();
         view.known.then(|| modules.map(|(name, delays)| (name.to_string(), delays.into_iter().collect())).collect())
     }
@@ -129,9 +129,9 @@ fn what_retention_deleted_is_lost_and_no_delay() {
     }
     rig.broker.trim(&TopicPartition { topic: "t".into(), partition: 0 }, 1_000);
     assert_eq!(rig.delays(), of_m(&[(0, 0), (1, 0)]));
-    assert_eq!(rig.board.view().clusters[0].modules[0].lost, 0, "they may have been pushed before they were deleted");
+    assert_eq!(rig.store.view().clusters[0].modules[0].lost, 0, "they may have been pushed before they were deleted");
     assert_eq!(rig.delays(), of_m(&[(0, 0), (1, 0)]));
-    assert_eq!(rig.board.view().clusters[0].modules[0].lost, 990);
+    assert_eq!(rig.store.view().clusters[0].modules[0].lost, 990);
 }
 
 #[test]
@@ -180,6 +180,7 @@ fn what_is_known_is_kept_while_brokers_or_zookeeper_cannot_be_reached() {
     // What is too old is unknown: first the numbers, then the cluster.
     rig.tree.set_reachable(true);
     rig.poller.limits = Box::new(|_| Limits { fresh_for: Duration::ZERO, ..Limits::default() });
+    rig.poller.interval = Duration::ZERO;
     // The time of three cycles has to pass, which is short.
     assert!((0..10_000).any(|_| rig.delays() == of_m(&[])), "the numbers are too old");
     rig.tree.set_reachable(false);
@@ -188,7 +189,7 @@ fn what_is_known_is_kept_while_brokers_or_zookeeper_cannot_be_reached() {
     assert!(rig.poller.readiness().unwrap_err().contains("not read for"));
     let _ = rig.poller.poll(Extent::Whole, &Stop::new());
     assert!(rig.poller.readiness().unwrap_err().contains("stored offsets cannot be read"));
-    assert!(!rig.board.view().clusters[0].known);
+    assert!(!rig.store.view().clusters[0].known);
 }
 
 /// Moves the stored offset, as ktransfer does, at the moment when the newest offsets are requested.
@@ -239,7 +240,7 @@ fn modules_at_rest_are_left_out_of_a_cycle_that_has_no_budget_and_stay_known() {
     };
     // All are new, so all are read.
     let _ = rig.poller.poll(Extent::Whole, &Stop::new());
-    rig.poller.zookeeper_pace = Pace::new(20, Instant::now());
+    rig.poller.zookeeper_rate = RateLimit::new(20, Instant::now());
     let before = read_times(&rig);
     let delays = rig.delays().unwrap();
     assert!(delays.len() == 20 && delays.iter().all(|(_, delays)| *delays == [(0, 0), (1, 0)]), "{delays:?}");
@@ -299,7 +300,7 @@ fn a_poller_recovers_after_a_failure_and_ends_with_the_stop() {
     };
     wait(&|| health.troubles().iter().any(|(_, why)| why.contains("cannot be read")));
     rig.tree.set_reachable(true);
-    wait(&|| health.troubles().is_empty() && rig.board.view().clusters[0].known);
+    wait(&|| health.troubles().is_empty() && rig.store.view().clusters[0].known);
     rig.keeper.create("/consumers", b"", Lifetime::Persistent).unwrap();
     stop.trigger();
     thread.join().unwrap();
@@ -362,7 +363,7 @@ fn a_module_that_was_never_read_is_shown_while_it_fails_and_the_cycle_counts_for
         // After some failures it is left out of most cycles, which have no failure then.
         let extent = if (1..4).contains(&cycle) { Extent::Failed } else { Extent::Whole };
         let _ = rig.poller.poll(extent, &Stop::new());
-        let view = rig.board.view().clusters.remove(0);
+        let view = rig.store.view().clusters.remove(0);
         let bad = view.modules.iter().find(|module| &*module.name == "bad").expect("the module is shown");
         assert_eq!((bad.verdict, bad.delay), (Verdict::Unknown, None), "cycle {cycle}");
         assert!(bad.reason.contains("the stored offset could not be read"), "{}", bad.reason);
@@ -400,6 +401,11 @@ fn brokers_that_are_silent_are_waited_for_once_a_cycle_which_makes_no_number_fre
     assert_eq!(rig.poller.fresh(), MAX_FRESH);
     rig.poller.memory.last_cycle = Some(Duration::from_secs(20));
     assert_eq!(rig.poller.fresh(), Duration::from_secs(60));
+    // Numbers that are read rarely are fresh until they are read again.
+    for (interval, fresh) in [(5, 60), (30, 90), (200, 300), (3_600, 3_600)] {
+        rig.poller.interval = Duration::from_secs(interval);
+        assert_eq!(rig.poller.fresh(), Duration::from_secs(fresh));
+    }
 }
 
 #[test]
@@ -411,11 +417,11 @@ fn a_long_cycle_publishes_while_it_waits_for_its_budget_also_within_one_large_gr
     }
     rig.poller.interval = Duration::from_millis(100);
     // 500 offsets and as many notes of topics take two seconds, half of which is after the last of them.
-    rig.poller.zookeeper_pace = Pace::new(500, Instant::now());
-    assert!(rig.board.view().clusters[0].is_partial);
+    rig.poller.zookeeper_rate = RateLimit::new(500, Instant::now());
+    assert!(rig.store.view().clusters[0].is_partial);
     let delays = rig.delays().unwrap();
     assert_eq!(delays[0].1.len(), 500);
-    let view = rig.board.view();
+    let view = rig.store.view();
     assert!(3 <= view.number, "{} publications", view.number);
     assert!(!view.clusters[0].is_partial);
 }
@@ -424,16 +430,16 @@ fn a_long_cycle_publishes_while_it_waits_for_its_budget_also_within_one_large_gr
 fn every_request_counts_in_the_budget_of_its_source() {
     let mut rig = rig();
     // A request takes a second of this budget, and the poll takes less.
-    let budget = || Pace::new(1, Instant::now());
-    let used = |pace: &Pace| pace.wait(Instant::now()).as_secs_f64().ceil();
+    let budget = || RateLimit::new(1, Instant::now());
+    let used = |rate: &RateLimit| rate.wait(Instant::now()).as_secs_f64().ceil();
     rig.poller.find_brokers = Box::new(|| Ok(BrokerList { request_count: 4, ..found(&["b:1"]) }));
-    (rig.poller.zookeeper_pace, rig.poller.kafka_pace) = (budget(), budget());
+    (rig.poller.zookeeper_rate, rig.poller.kafka_rate) = (budget(), budget());
     assert_eq!(rig.delays(), Some(vec![]));
-    assert_eq!((used(&rig.poller.zookeeper_pace), used(&rig.poller.kafka_pace)), (5.0, 0.0), "brokers and groups");
+    assert_eq!((used(&rig.poller.zookeeper_rate), used(&rig.poller.kafka_rate)), (5.0, 0.0), "brokers and groups");
     put(&*rig.keeper, "/consumers/m/offsets/t/0", "0");
     let requests = rig.poller.log_reader.request_count;
-    (rig.poller.zookeeper_pace, rig.poller.kafka_pace) = (Pace::new(1_000_000, Instant::now()), budget());
+    (rig.poller.zookeeper_rate, rig.poller.kafka_rate) = (RateLimit::new(1_000_000, Instant::now()), budget());
     assert!(rig.delays().is_some());
     let requests = rig.poller.log_reader.request_count - requests;
-    assert_eq!((requests, used(&rig.poller.kafka_pace)), (1 + 3, 4.0), "the topic, and the ends of its logs");
+    assert_eq!((requests, used(&rig.poller.kafka_rate)), (1 + 3, 4.0), "the topic, and the ends of its logs");
 }

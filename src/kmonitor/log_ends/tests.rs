@@ -202,13 +202,14 @@ impl LogEnds for CountedTopics {
 fn many_topics_are_looked_up_in_parts_and_what_is_known_stays_if_a_part_is_lost() {
     let names: BTreeSet<Arc<str>> = (0..600).map(|number| Arc::from(format!("t{number:03}"))).collect();
     for (responses, known) in [(9, 600), (2, 500), (1, 250)] {
+        let parts = &[250, 250, 100][..(responses + 1).min(3)];
         let counts = Arc::<Mutex<Vec<usize>>>::default();
         let counter = Arc::clone(&counts);
         let mut reader = LogReader::new(Box::new(move |_| {
             Ok(Box::new(CountedTopics { counts: Arc::clone(&counter), responses }) as Box<dyn LogEnds>)
         }));
         assert_eq!(reader.look_up(&hosts(&["b:1"]), &names, Instant::now()), Ok(()));
-        assert_eq!((&**lock(&counts), reader.request_count), (&[250, 250, 100][..], 3));
+        assert_eq!((&**lock(&counts), reader.request_count), (parts, parts.len() as u64));
         assert_eq!(names.iter().filter(|name| reader.partitions(name).count() == 1).count(), known, "{responses}");
     }
     let mut silent = LogReader::new(Box::new(|_| {
@@ -216,4 +217,81 @@ fn many_topics_are_looked_up_in_parts_and_what_is_known_stays_if_a_part_is_lost(
     }));
     assert_eq!(silent.look_up(&hosts(&["b:1"]), &names, Instant::now()), Err("no response".into()));
     assert_eq!(silent.request_count, 1, "the other parts are not waited for");
+}
+
+/// A line that carries one response in the time of a look-up, and the ends of two logs in that of a request.
+struct SlowLine(Option<Instant>);
+
+impl LogEnds for SlowLine {
+    fn partitions(&mut self, _: &str) -> Result<Vec<PartitionInfo>, MetadataError> {
+        Ok((0..6).map(|partition| PartitionInfo { partition, leader: Some(1) }).collect())
+    }
+
+    fn newest(&mut self, _: &[TopicPartition]) -> Vec<Result<Offset, MetadataError>> {
+        Vec::new()
+    }
+
+    fn range(&mut self, _: &TopicPartition) -> Result<LogRange, MetadataError> {
+        Ok(LogRange { oldest: 0, newest: 7, stable: 7 })
+    }
+
+    fn topics(&mut self, topics: &[Arc<str>], deadline: Instant) -> Vec<Result<TopicInfo, MetadataError>> {
+        let is_late = self.0.replace(deadline) == Some(deadline);
+        let mut info = |topic: &Arc<str>| Ok(TopicInfo { id: None, partitions: self.partitions(topic)? });
+        topics.iter().map(|topic| if is_late { Err(late()) } else { info(topic) }).collect()
+    }
+
+    fn range_of_all(&mut self, wanted: &[TopicPartition], _: Instant) -> Vec<Result<LogRange, MetadataError>> {
+        wanted.iter().enumerate().map(|(index, at)| if index < 2 { self.range(at) } else { Err(late()) }).collect()
+    }
+}
+
+fn late() -> MetadataError {
+    MetadataError::Unreachable("no response".into())
+}
+
+#[test]
+fn a_slow_line_starves_neither_a_topic_nor_a_log() {
+    for count in [400, 600] {
+        let names: BTreeSet<Arc<str>> = (0..count).map(|number| Arc::from(format!("t{number:03}"))).collect();
+        let mut reader = LogReader::new(Box::new(|_| Ok(Box::new(SlowLine(None)))));
+        let start = Instant::now();
+        for poll in 0..12 {
+            let now = start + Duration::from_secs(5 * poll);
+            assert_eq!(reader.look_up(&hosts(&["b:1"]), &names, now), Ok(()));
+        }
+        let unknown: Vec<_> = names.iter().filter(|name| reader.partitions(name).count() == 0).collect();
+        assert!(unknown.is_empty(), "{count}: {unknown:?}");
+    }
+    let mut reader = LogReader::new(Box::new(|_| Ok(Box::new(SlowLine(None)))));
+    let wanted: Vec<_> = (0..6).map(|partition| at("t", partition)).collect();
+    let mut times = vec![0; 6];
+    for second in 0..9 {
+        let readings = read(&mut reader, &wanted, Instant::now() + Duration::from_secs(second));
+        for (times, reading) in times.iter_mut().zip(readings) {
+            *times += u32::from(reading == range(0, 7));
+        }
+    }
+    assert_eq!(times, [3; 6], "each in its turn");
+    assert!(reader.silent.is_empty(), "the leader responds");
+}
+
+#[test]
+fn a_partition_that_was_added_is_not_gone_because_an_older_answer_lacks_it() {
+    let broker = MemoryBroker::new();
+    broker.create_topic("t", 2);
+    let (mut reader, _) = counted(&broker);
+    let start = Instant::now();
+    let after = |seconds| start + Duration::from_secs(seconds);
+    for second in [0, 30, 60] {
+        assert_eq!(read(&mut reader, &[at("t", 1)], after(second)), [range(0, 0)]);
+    }
+    broker.create_topic("t", 3);
+    let readings = reader.ranges(&[at("t", 2)], after(60));
+    assert!(matches!(&readings[..], [LogReading::Unknown(UnknownReason::Failed(_))]), "{readings:?}");
+    assert_eq!(read(&mut reader, &[at("t", 2)], after(61)), [range(0, 0)], "it is looked up at once");
+    for (second, is_gone) in [(65, false), (74, false), (76, true)] {
+        let readings = read(&mut reader, &[at("t", 3)], after(second));
+        assert_eq!(readings == [LogReading::Gone], is_gone, "after {second} s");
+    }
 }

@@ -193,6 +193,7 @@ pub(in crate::kmonitor) fn away() -> View {
     let mut view = late();
     let common = Arc::make_mut(&mut view.clusters[1]);
     common.known = false;
+    common.oldest_read = Some(earlier(Instant::now(), 42));
     common.trouble = Some(Trouble {
         text: "ZooKeeper has not answered for 42 s (connection refused)".into(),
         since: SystemTime::now() - Duration::from_secs(42),

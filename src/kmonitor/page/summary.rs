@@ -11,9 +11,6 @@ use crate::kmonitor::view::{ClusterView, View};
 /// What a row of the page is.
 pub(super) const THINGS: &str = "modules";
 
-/// A cluster is late if it published nothing for this number of its cycles, and for [`LATE_AFTER`].
-const LATE_CYCLES: u32 = 3;
-
 /// The shortest time after which a cluster is late.
 const LATE_AFTER: Duration = Duration::from_secs(15);
 
@@ -37,7 +34,7 @@ pub(super) fn title(view: &View) -> String {
 
 /// Returns whether the numbers of the cluster are older than they should be, for instance because its poller hangs.
 pub(super) fn is_late(cluster: &ClusterView, now: Moment) -> bool {
-    let limit = cluster.cycle.unwrap_or_default().saturating_mul(LATE_CYCLES).max(LATE_AFTER);
+    let limit = cluster.late_after.max(LATE_AFTER);
     !cluster.known || limit < now.at.saturating_duration_since(cluster.published)
 }
 

@@ -78,8 +78,8 @@ pub(super) fn facts_of(context: &Context<'_>, partition: PartitionId, place: &Pl
         owner: place.owner(),
         members: module.members,
         nobody_there_for: module.nobody_there_for(),
-        delay_1m_ago: place.delay_before(elapsed, 1),
-        delay_5m_ago: place.delay_before(elapsed, 5),
+        delay_1m_ago: place.delays.before(elapsed, 1),
+        delay_5m_ago: place.delays.before(elapsed, 5),
         left_behind: context.is_left_behind,
         ..Facts::unread()
     };

@@ -222,3 +222,108 @@ fn a_kafka_group_that_consumes_another_topic_now_has_left_the_former_one_behind(
     let codes: Vec<_> = rig.view(800).modules.iter().map(|module| module.reason_code).collect();
     assert_eq!(codes[0], ReasonCode::LeftBehind);
 }
+
+#[test]
+fn a_partition_that_no_member_has_is_stopped_however_rarely_its_group_is_described() {
+    let mut rig = rig(&["t"]);
+    let m = key("m", Source::Kafka);
+    rig.put("t", 5);
+    let mut verdicts = Vec::new();
+    for second in (0..=1_000).step_by(5) {
+        rig.put("t", 1);
+        rig.cycle(&m, in_kafka(0), second);
+        // Its turn comes every 200 s.
+        let is_its_turn = second % 200 == 0;
+        if !rig.undescribed(usize::from(is_its_turn), second).is_empty() {
+            rig.places.record_description(&m, &assigned(&[]), rig.at(second));
+        }
+        verdicts.push(rig.view(second).modules[0].verdict);
+    }
+    verdicts.dedup();
+    assert_eq!(verdicts, [Verdict::Ok, Verdict::Lagging, Verdict::Stopped]);
+    assert_eq!(rig.view(1_000).modules[0].reason_code, ReasonCode::NoOwner);
+    // Descriptions that fail make the owners unknown; the next one goes on with the clock.
+    for second in (1_005..=1_300).step_by(5) {
+        rig.cycle(&m, in_kafka(0), second);
+        rig.undescribed(9, second);
+    }
+    assert_eq!(rig.view(1_300).modules[0].members, None);
+    rig.places.record_description(&m, &assigned(&[]), rig.at(1_300));
+    rig.view(1_300);
+    rig.cycle(&m, in_kafka(0), 1_305);
+    assert_eq!(rig.view(1_305).modules[0].reason_code, ReasonCode::NoOwner);
+}
+
+#[test]
+fn a_partition_that_was_pushed_while_its_owner_was_unknown_had_an_owner() {
+    let rig = rig(&[]);
+    let at = |second| rig.at(second);
+    for (moves, since) in [(false, 200), (true, 0)] {
+        let mut place = Place::without_offset(Owner::Nobody { since: None }, at(0));
+        place.forget_owner();
+        if moves {
+            let reading = PlaceReading { stored: Stored::Offset(1), ..PlaceReading::nothing(Owner::Unknown) };
+            place.record(&reading, None, false, at(100));
+        }
+        place.set_owner(Owner::Nobody { since: None }, at(200).at);
+        assert_eq!(place.owner(), Owner::Nobody { since: Some(Duration::from_secs(since)) });
+    }
+}
+
+#[test]
+fn a_topic_that_was_never_committed_leaves_some_time_after_its_last_member() {
+    let mut rig = rig(&["t", "u"]);
+    let m = key("m", Source::Kafka);
+    rig.put("u", 5);
+    let is_shown = |rig: &mut Rig, second: u64, description: Option<&[&str]>| {
+        let now = rig.at(second);
+        rig.places.record_members(&m, Some(description.is_some()), now.at);
+        rig.read(&m, in_kafka(0), second);
+        if let Some(topics) = description {
+            rig.places.record_description(&m, &assigned(topics), now);
+        }
+        let view = rig.view(second);
+        view.modules.into_iter().find(|module| &*module.topic == "u").map(|module| (module.delay, module.verdict))
+    };
+    assert_eq!(is_shown(&mut rig, 0, Some(&["t", "u"])), Some((Some(5), Verdict::Ok)));
+    // The members restart.
+    for (second, description) in [(10, None), (60, None), (120, Some(&["t", "u"][..]))] {
+        let delay = is_shown(&mut rig, second, description).and_then(|(delay, _)| delay);
+        assert_eq!(delay, Some(5), "after {second} s");
+    }
+    // They do not come back.
+    for second in (130..=1_000).step_by(10) {
+        let shown = is_shown(&mut rig, second, None);
+        assert_eq!(shown.is_some(), second < 730, "after {second} s");
+        if (160..730).contains(&second) {
+            assert_eq!(shown, Some((Some(5), Verdict::Stopped)), "after {second} s");
+        }
+    }
+    // Members that do not subscribe to it any more leave it at once.
+    assert!(is_shown(&mut rig, 1_010, Some(&["t", "u"])).is_some());
+    is_shown(&mut rig, 1_020, Some(&["t"]));
+    assert_eq!(is_shown(&mut rig, 1_030, Some(&["t"])), None);
+}
+
+#[test]
+fn a_group_that_one_list_lacks_is_kept_until_its_offsets_are_gone() {
+    let mut rig = rig(&["t"]);
+    let m = key("m", Source::Kafka);
+    rig.put("t", 1);
+    for second in (0..=120).step_by(5) {
+        rig.cycle(&m, in_kafka(0), second);
+        rig.places.record_description(&m, &assigned(&["t"]), rig.at(second));
+        rig.view(second);
+    }
+    // It moves to another coordinator.
+    rig.places.keep_only(Source::Kafka, &BTreeSet::new());
+    assert!(rig.places.candidates(Source::Kafka, BTreeSet::new(), rig.at(125).at)[0].is_active, "it is read now");
+    rig.read(&m, in_kafka(0), 125);
+    assert_eq!(rig.view(125).modules[0].verdict, Verdict::Stalled, "its clocks go on");
+    rig.places.keep_only(Source::Kafka, &BTreeSet::from([Arc::clone(&m.name)]));
+    rig.cycle(&m, ModuleReading::default(), 130);
+    assert_eq!(rig.view(130).modules.len(), 1, "listed, without offsets");
+    rig.places.keep_only(Source::Kafka, &BTreeSet::new());
+    rig.read(&m, ModuleReading::default(), 135);
+    assert!(rig.view(135).modules.is_empty(), "it was deleted");
+}

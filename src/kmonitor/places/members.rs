@@ -5,7 +5,8 @@
 //! others in turn, because a topic that a group consumes and has never committed is in no reading of its offsets.
 //!
 //! Invariant: a description proves something only if the group has assigned its partitions. While it rebalances, nobody
-//! has a partition for a moment, and what was known before stays.
+//! has a partition for a moment, and what was known before stays. Of many groups each is described rarely: what the
+//! last description said holds until the next one is tried, and the clock of a partition without an owner runs on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ const DESCRIBE_PAUSE: Duration = Duration::from_secs(30);
 const IDLE_DESCRIBE_PAUSE: Duration = Duration::from_secs(60);
 /// Shortest time after an attempt that did not return the owners.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
-/// Age at which the owners and the number of members are unknown again.
+/// Age at which the owners and the number of members are unknown again, if reading them was tried since and failed.
 const DESCRIPTION_AGE: Duration = Duration::from_secs(90);
 /// One of this many descriptions is kept for groups of which nothing is known to be wrong.
 const OTHERS_SHARE: usize = 5;
@@ -38,36 +39,43 @@ impl Places {
             Some(false) => {
                 module.set_members(Some(0), now);
                 module.set_owners(&Owner::Nobody { since: None }, now);
+                module.topics.values_mut().for_each(|topic| topic.released = topic.released.or(Some(now)));
             }
             Some(true) if module.members == Some(0) => {
                 module.set_members(None, now);
                 module.set_owners(&Owner::Unknown, now);
                 module.described = None;
+                module.topics.values_mut().for_each(|topic| topic.released = None);
             }
             _ => {}
         }
         module.has_members = has_members;
     }
 
-    /// Enters the members of a Kafka group and what is assigned to them.
-    pub(crate) fn record_description(&mut self, key: &ModuleKey, group: &GroupDescription, now: Moment) {
-        let Some(module) = self.modules.get_mut(key) else { return };
+    /// Enters the members of a Kafka group and what is assigned to them. Returns whether a partition is new, so that
+    /// its log has to be read.
+    pub(crate) fn record_description(&mut self, key: &ModuleKey, group: &GroupDescription, now: Moment) -> bool {
+        let Some(module) = self.modules.get_mut(key) else { return false };
         if group.member_count == 0 && module.has_members == Some(true) {
             // The list of groups was read just before: the next one decides.
-            return;
+            return false;
         }
         module.set_members(Some(u32::try_from(group.member_count).unwrap_or(u32::MAX)), now.at);
-        let Some(owners) = &group.owners else { return };
+        let Some(owners) = &group.owners else { return false };
         module.described = Some(now.at);
         let is_first = !std::mem::replace(&mut module.was_described, true);
         module.topics.values_mut().for_each(|topic| topic.is_assigned = false);
+        let mut has_new = false;
         for (at, _) in owners {
             let topic = module
                 .topics
                 .entry(Arc::clone(&at.topic))
                 .or_insert_with(|| ModuleTopic { was_unowned: !is_first, ..ModuleTopic::new(now.at) });
-            topic.is_assigned = true;
-            topic.places.entry(at.partition).or_insert_with(|| Box::new(Place::without_offset(Owner::Unknown, now)));
+            (topic.is_assigned, topic.released) = (true, None);
+            topic.places.entry(at.partition).or_insert_with(|| {
+                has_new = true;
+                Box::new(Place::without_offset(Owner::Unknown, now))
+            });
         }
         let owners: HashMap<&TopicPartition, &Arc<str>> = owners.iter().map(|(at, name)| (at, name)).collect();
         for (topic, found) in &mut module.topics {
@@ -78,9 +86,11 @@ impl Places {
             }
             found.note_owner(self.left_behind_after, now.at);
         }
+        has_new
     }
 
-    /// Returns the Kafka groups to describe now, at most `max`. What was read too long ago becomes unknown.
+    /// Returns the Kafka groups to describe now, at most `max`. What was read too long ago and could not be read since
+    /// becomes unknown.
     pub(crate) fn take_undescribed(&mut self, max: usize, now: Instant) -> Vec<ModuleKey> {
         let (mut urgent, mut others) = (Vec::new(), Vec::new());
         let groups = self.modules.iter_mut().filter(|(key, _)| key.source == Source::Kafka);
@@ -112,7 +122,8 @@ impl Places {
 impl Module {
     /// How long there had been no member when the members were last read.
     pub(super) fn nobody_there_for(&self) -> Option<Duration> {
-        Some(self.members_read?.saturating_duration_since(self.nobody_since?))
+        let since = self.nobody_since.filter(|_| self.members == Some(0))?;
+        Some(self.members_read?.saturating_duration_since(since))
     }
 
     pub(super) fn set_members(&mut self, members: Option<u32>, now: Instant) {
@@ -127,9 +138,12 @@ impl Module {
     }
 
     fn forget_description(&mut self, now: Instant) {
-        if self.described.is_some_and(|then| DESCRIPTION_AGE <= now.saturating_duration_since(then)) {
-            (self.described, self.members, self.nobody_since) = (None, None, None);
-            self.set_owners(&Owner::Unknown, now);
+        let is_old = self.described.is_some_and(|then| DESCRIPTION_AGE <= now.saturating_duration_since(then));
+        if is_old && self.described < self.describe_tried {
+            // Since when there is nobody is kept: the next description may say that there still is nobody.
+            (self.described, self.members) = (None, None);
+            let places = self.topics.values_mut().flat_map(|topic| topic.places.values_mut());
+            places.for_each(|place| place.forget_owner());
         }
     }
 
@@ -151,5 +165,14 @@ impl Module {
         let is_fine = |verdict| matches!(verdict, Verdict::Ok | Verdict::Unknown);
         let mut places = self.topics.values().flat_map(|topic| topic.places.values());
         places.any(|place| place.stands_still || !is_fine(place.standing.verdict))
+    }
+}
+
+impl ModuleTopic {
+    /// Whether it is shown without a committed offset: members have partitions of it, or had when the group had
+    /// members, less than `after` ago. A group that restarts has none for a moment, and what waits for one that died is
+    /// seen.
+    pub(super) fn is_shown_uncommitted(&self, after: Duration, now: Instant) -> bool {
+        self.is_assigned && self.released.is_none_or(|then| now.saturating_duration_since(then) < after)
     }
 }

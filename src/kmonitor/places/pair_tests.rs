@@ -117,3 +117,49 @@ fn a_module_at_rest_is_read_when_the_end_of_its_log_has_moved_whoever_saw_that()
     rig.places.confirm_idle(Source::Zookeeper, rig.at(13).at);
     assert_eq!(rig.places.modules[&m].valid_at, Some(rig.at(6).at), "its number is that of before");
 }
+
+#[test]
+fn an_offset_that_could_not_be_read_again_makes_no_delay_with_the_end_of_now() {
+    for source in [Source::Zookeeper, Source::Kafka] {
+        let mut rig = rig(&["t"]);
+        let (m, other) = (key("m", source), key("other", source));
+        let mut inflow = Inflow { end: 0, per_second: 50 };
+        inflow.let_pass(&mut rig, 1);
+        for second in [0, 5, 10, 15] {
+            // Both push what comes in; one of the slice cannot be read for some seconds.
+            match second {
+                0 | 15 => rig.read(&m, reading(&[("t", inflow.end - 3, Some("one"))]), second),
+                _ => rig.places.record_failure(&m, &"no response".into(), rig.at(second).at),
+            }
+            rig.read(&other, reading(&[("t", inflow.end - 7, Some("two"))]), second);
+            let modules = rig.view(second).modules;
+            check(module(&modules, "m"), 3, second);
+            check(module(&modules, "other"), 7, second);
+            inflow.let_pass(&mut rig, 5);
+        }
+        rig.places.record_failure(&m, &"no response".into(), rig.at(400).at);
+        let module = rig.view(400).modules.remove(0);
+        assert_eq!((module.delay, module.verdict), (None, Verdict::Unknown));
+    }
+}
+
+#[test]
+fn a_delay_of_before_has_the_age_of_its_offsets() {
+    let mut rig = rig(&["t"]);
+    let (m, other) = (key("m", Source::Zookeeper), key("other", Source::Zookeeper));
+    let log = TopicPartition { topic: "t".into(), partition: 0 };
+    rig.put("t", 10);
+    rig.read(&m, reading(&[("t", 7, Some("one"))]), 0);
+    rig.view(0);
+    // The log is read for another module, and then it does not respond.
+    rig.read(&other, reading(&[("t", 10, Some("two"))]), 5);
+    rig.put("t", 1);
+    rig.view_of(std::slice::from_ref(&other), 5);
+    rig.broker.set_broken(&log, Some("a test"));
+    rig.read(&m, reading(&[("t", 8, Some("one"))]), 6);
+    let partition = rig.view(6).modules.remove(0).partitions.remove(0);
+    assert_eq!((partition.delay, partition.stored, partition.read_at), (Some(3), Some(7), Some(rig.at(0).at)));
+    rig.broker.set_broken(&log, None);
+    let partition = rig.view(7).modules.remove(0).partitions.remove(0);
+    assert_eq!((partition.delay, partition.read_at), (Some(3), Some(rig.at(6).at)));
+}

@@ -11,6 +11,7 @@ use crate::kmonitor::sparkline::Sparkline;
 use crate::kmonitor::verdict::Standing;
 
 use super::log::Log;
+use super::recent_delays::RecentDelays;
 
 /// Readings in a row with a stored offset beyond the newest one that prove that the topic was created again.
 const CONFIRM: u8 = 2;
@@ -20,10 +21,6 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
 const PROBE_AFTER: Duration = Duration::from_secs(5);
 /// Time between two probes of a place that found nothing out.
 const PROBE_PAUSE: Duration = Duration::from_secs(60);
-/// Number of minutes whose delays are kept.
-const MINUTES: u32 = 6;
-/// A delay that was not known.
-const UNKNOWN: u64 = u64::MAX;
 
 /// A partition of a topic of a module.
 #[derive(Debug)]
@@ -37,6 +34,8 @@ pub(super) struct Place {
     pub(super) went_out: u64,
     /// The newest offset up to which the messages that came in were counted.
     counted_to: Option<Offset>,
+    /// Its delay was unknown when it was published last.
+    pub(super) was_unknown: bool,
     /// By the clock of ZooKeeper.
     written: Option<SystemTime>,
     /// When the node was created, by the clock of ZooKeeper.
@@ -66,10 +65,7 @@ pub(super) struct Place {
     pub(super) is_recreated: bool,
     /// The newest offset when the stored one changed.
     newest_when_moved: Option<Offset>,
-    /// The delay at the end of each of the last minutes, the minute `m` at `m % MINUTES`; [`UNKNOWN`] without one.
-    delays: [u64; MINUTES as usize],
-    /// The last minute in `delays`.
-    minute: u32,
+    pub(super) delays: RecentDelays,
     rare: Option<Box<Rare>>,
     pub(super) standing: Standing,
     pub(super) line: Sparkline,
@@ -125,6 +121,7 @@ impl Place {
             moved: None,
             went_out: 0,
             counted_to: None,
+            was_unknown: true,
             written: None,
             created: None,
             write_seen: now.at,
@@ -142,8 +139,7 @@ impl Place {
             compared_reading: 0,
             is_recreated: false,
             newest_when_moved: None,
-            delays: [UNKNOWN; MINUTES as usize],
-            minute: 0,
+            delays: RecentDelays::new(),
             rare: None,
             standing: Standing::unread(now),
             line: Sparkline::default(),
@@ -200,11 +196,16 @@ impl Place {
 
     /// Sets the owner alone.
     pub(super) fn set_owner(&mut self, owner: Owner, now: Instant) {
+        // Somebody may have owned it while that was not known: then its offset has moved.
+        let was_pushed = self.owner == Owner::Unknown && self.owner_read < self.moved;
+        let since = self.unowned_since.filter(|_| !was_pushed).unwrap_or(now);
+        self.unowned_since = matches!(owner, Owner::Nobody { .. }).then_some(since);
         (self.owner, self.owner_read) = (owner, Some(now));
-        self.unowned_since = match self.owner {
-            Owner::Nobody { .. } => self.unowned_since.or(Some(now)),
-            _ => None,
-        };
+    }
+
+    /// Forgets who owns it. Since when nobody does is kept for the next reading.
+    pub(super) fn forget_owner(&mut self) {
+        self.owner = Owner::Unknown;
     }
 
     /// Compares the stored offset, which was read at `read`, with a reading of the log. Only a reading that came after
@@ -285,6 +286,12 @@ impl Place {
         let are_offsets =
             matches!(self.stored, Stored::Offset(_)) && matches!(pair.stored, Stored::Offset(_) | Stored::Nothing);
         Some(pair).filter(|pair| is_of_log && (pair.stored == self.stored || are_offsets))
+    }
+
+    /// The pair that the delay is made of, if one of its numbers was read again since.
+    pub(super) fn older_pair(&self, log: &Log) -> Option<&Pair> {
+        let newest = log.ends.map(|(_, newest)| newest);
+        self.pair(log).filter(|pair| pair.stored != self.stored || Some(pair.newest) != newest)
     }
 
     /// Whether the end of the log has moved since the stored offset was read.
@@ -375,28 +382,16 @@ impl Place {
         self.newest_when_moved.map_or(0, |then| u64::try_from(newest.saturating_sub(then)).unwrap_or(0))
     }
 
-    /// Returns the messages that came in since the last call.
-    pub(super) fn take_came_in(&mut self, newest: Option<Offset>) -> u64 {
-        let before = self.counted_to;
+    /// Returns the messages that came in and went out since the last call. Those of a time in which the place was
+    /// unknown count in no rate: it is not known when they came.
+    pub(super) fn take_counts(&mut self, newest: Option<Offset>) -> (u64, u64) {
+        let (before, went_out) = (self.counted_to, std::mem::take(&mut self.went_out));
         self.counted_to = newest.or(before);
-        newest.zip(before).map_or(0, |(newest, before)| u64::try_from(newest.saturating_sub(before)).unwrap_or(0))
-    }
-
-    /// Keeps the delay of now.
-    pub(super) fn keep_delay(&mut self, elapsed: Duration, delay: Option<u64>) {
-        let now = minute(elapsed);
-        for skipped in self.minute.saturating_add(1).max(now.saturating_sub(MINUTES))..now {
-            self.delays[(skipped % MINUTES) as usize] = UNKNOWN;
+        if self.was_unknown {
+            return (0, 0);
         }
-        self.minute = self.minute.max(now);
-        self.delays[(self.minute % MINUTES) as usize] = delay.unwrap_or(UNKNOWN);
-    }
-
-    /// The delay at the end of the minute that lies `minutes` before the present one.
-    pub(super) fn delay_before(&self, elapsed: Duration, minutes: u32) -> Option<u64> {
-        let wanted = minute(elapsed).checked_sub(minutes)?;
-        let is_kept = wanted <= self.minute && self.minute - wanted < MINUTES;
-        Some(self.delays[(wanted % MINUTES) as usize]).filter(|delay| is_kept && *delay != UNKNOWN)
+        let count = |(newest, before): (Offset, Offset)| u64::try_from(newest.saturating_sub(before)).unwrap_or(0);
+        (newest.zip(before).map_or(0, count), went_out)
     }
 
     /// The offset below which nothing can be delivered, from the first waiting offset on; at most the newest one.
@@ -413,7 +408,12 @@ impl Place {
             .is_some_and(|probed| probed.from == from && (probed.passed < probed.newest || probed.newest == newest));
         let rests =
             |then: Option<Instant>, pause| then.is_none_or(|then| pause <= now.at.saturating_duration_since(then));
-        !is_known && rests(self.moved, PROBE_AFTER) && rests(self.rare().and_then(|rare| rare.probe_tried), PROBE_PAUSE)
+        !is_known && rests(self.moved, PROBE_AFTER) && rests(self.probe_tried(), PROBE_PAUSE)
+    }
+
+    /// When it was probed last; `None` if never, or if that probe found something out.
+    pub(super) fn probe_tried(&self) -> Option<Instant> {
+        self.rare()?.probe_tried
     }
 
     /// Notes that a probe is sent.
@@ -430,10 +430,6 @@ impl Place {
         let rare = self.rare_mut();
         (rare.probed, rare.probe_tried) = (Some(Probed { from, newest, passed }), None);
     }
-}
-
-fn minute(elapsed: Duration) -> u32 {
-    u32::try_from(elapsed.as_secs() / 60).unwrap_or(u32::MAX)
 }
 
 fn wall_time(since_1970_ms: Option<i64>) -> Option<SystemTime> {

@@ -19,23 +19,25 @@ const DATING_PAUSE: Duration = Duration::from_secs(300);
 
 impl Places {
     /// Returns the places of which it should be found out whether anything can be delivered: at most `max`, of each log
-    /// one.
+    /// one. Those that were probed longest ago come first: logs that cannot be read keep no other from it.
     pub(crate) fn take_unprobed(&mut self, max: usize, now: Moment) -> Vec<Probe> {
-        let mut probes: BTreeMap<TopicPartition, Probe> = BTreeMap::new();
-        for module in self.modules.values_mut() {
-            for (topic, found) in &mut module.topics {
-                for (partition, place) in &mut found.places {
-                    let at = TopicPartition { topic: Arc::clone(topic), partition: *partition };
-                    let Some(log) = self.logs.get(&at).filter(|log| log.came_in == 0 && log.unknown.is_none()) else {
-                        continue;
-                    };
-                    let Some((from, newest)) = waiting_range(place, log) else { continue };
-                    if max <= probes.len() || probes.contains_key(&at) || !place.wants_probe(from, newest, now) {
-                        continue;
-                    }
-                    place.probe_sent(now.at);
-                    probes.insert(at.clone(), Probe { at, from, newest });
+        let mut wanted: Vec<(&mut Place, Probe)> = Vec::new();
+        for (topic, found) in self.modules.values_mut().flat_map(|module| &mut module.topics) {
+            for (partition, place) in &mut found.places {
+                let at = TopicPartition { topic: Arc::clone(topic), partition: *partition };
+                let log = self.logs.get(&at).filter(|log| log.came_in == 0 && log.unknown.is_none());
+                let Some((from, newest)) = log.and_then(|log| waiting_range(place, log)) else { continue };
+                if place.wants_probe(from, newest, now) {
+                    wanted.push((&mut **place, Probe { at, from, newest }));
                 }
+            }
+        }
+        wanted.sort_by_key(|(place, _)| place.probe_tried());
+        let mut probes: BTreeMap<TopicPartition, Probe> = BTreeMap::new();
+        for (place, probe) in wanted {
+            if probes.len() < max && !probes.contains_key(&probe.at) {
+                place.probe_sent(now.at);
+                probes.insert(probe.at.clone(), probe);
             }
         }
         probes.into_values().collect()

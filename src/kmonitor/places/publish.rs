@@ -64,6 +64,7 @@ impl Places {
             trouble: state.trouble,
             known: state.is_known,
             is_partial: state.is_partial,
+            late_after: state.fresh_for,
             valid_for: state.valid_for,
             modules: views,
             counts: [0; 6],
@@ -112,8 +113,8 @@ impl Places {
         for (partition, place) in &mut topic.places {
             let at = TopicPartition { topic: Arc::clone(name), partition: *partition };
             let log = self.logs.get(&at).map(Box::as_ref);
-            came_in += place.take_came_in(log.and_then(|log| log.ends).map(|(_, newest)| newest));
-            went_out += std::mem::take(&mut place.went_out);
+            let (into, out) = place.take_counts(log.and_then(|log| log.ends).map(|(_, newest)| newest));
+            (came_in, went_out) = (came_in + into, went_out + out);
             let (mut view, facts) = publish_place(context, *partition, place, log);
             // Partitions with the same sentence, or the same history, share it: most are at rest.
             if let Some(last) = partitions.last() {
@@ -129,7 +130,7 @@ impl Places {
         let shown = view.delay.filter(|_| !view.delay_is_partial);
         topic.line.record(elapsed, shown);
         view.history = topic.line.hour(elapsed);
-        if let Some([in_per_second, out_per_second]) = topic.rates.per_second() {
+        if let Some([in_per_second, out_per_second]) = topic.rates.per_second().filter(|_| view.delay.is_some()) {
             (view.in_per_second, view.out_per_second) = (Some(in_per_second), Some(out_per_second));
         }
         view.owners = topic.owner_count();
@@ -141,9 +142,7 @@ impl Places {
 
     fn is_forgotten(&self, module: &Module, topic: &ModuleTopic, now: Moment) -> bool {
         let Some(after) = self.forget_after else { return false };
-        let rests = topic.places.values().all(|place| {
-            place.written_ago(now.wall).unwrap_or_else(|| place.moved_ago(now).0).max(place.moved_ago(now).0) >= after
-        });
+        let rests = topic.places.values().all(|place| after <= place.moved_ago(now).0);
         rests && !topic.has_owner() && module.has_members != Some(true)
     }
 
@@ -215,15 +214,20 @@ fn publish_place(
     let is_still = facts.moved_ago.is_some_and(|ago| context.limits.stalled_after / 2 <= ago);
     place.stands_still = is_still && 0 < facts::readable(&facts);
     let unknown = unknown_code(&facts, context.limits);
+    place.was_unknown = unknown.is_some();
     let delay = facts::counted(&facts).filter(|_| unknown.is_none());
-    place.keep_delay(elapsed, delay);
+    // What waited when it was read last may be pushed by now.
+    let behind = facts.behind.filter(|_| unknown.is_none());
+    place.delays.keep(elapsed, delay);
     place.line.record(elapsed, delay);
     let ends = match facts.log {
         LogState::Known { oldest, newest } => Some((oldest, newest)),
         LogState::Unknown(_) => log.and_then(|log| log.ends),
         LogState::Gone => None,
     };
-    let read_at = context.module.valid_at.into_iter().chain(log.and_then(|log| log.read)).min();
+    // A pair of before is older than what was read alone since.
+    let pair_read = log.and_then(|log| place.older_pair(log)).map(|pair| pair.at);
+    let read_at = context.module.valid_at.into_iter().chain(log.and_then(|log| log.read)).chain(pair_read).min();
     let view = PartitionView {
         partition,
         verdict: place.standing.verdict,
@@ -235,9 +239,9 @@ fn publish_place(
         oldest: ends.map(|(oldest, _)| oldest),
         newest: ends.map(|(_, newest)| newest),
         lost: facts::lost(&facts),
-        seconds_behind: facts.behind.map(|behind| behind.seconds),
-        seconds_from: facts.behind.map(|behind| behind.from),
-        seconds_at_least: facts.behind.is_some_and(|behind| behind.at_least),
+        seconds_behind: behind.map(|behind| behind.seconds),
+        seconds_from: behind.map(|behind| behind.from),
+        seconds_at_least: behind.is_some_and(|behind| behind.at_least),
         stored_moved: place.moved,
         owner: place.owner_name(),
         read_at,

@@ -196,6 +196,22 @@ fn a_module_at_rest_that_nobody_owns_is_forgotten() {
 }
 
 #[test]
+fn a_module_that_stores_offsets_is_shown_however_wrong_the_clock_of_zookeeper_is() {
+    let mut rig = rig(&["t"]);
+    rig.put("t", 9);
+    let m = key("m", Source::Zookeeper);
+    for (second, offset) in [(0, 0), (5, 1), (10, 2)] {
+        let mut reading = reading(&[("t", offset, None)]);
+        let places = reading.topics.values_mut().flat_map(|topic| topic.places.values_mut());
+        // As if each write were days ago.
+        places.for_each(|place| place.written_ms = Some(1_000 + offset));
+        rig.read(&m, reading, second);
+        let shown = rig.view(second).modules.len();
+        assert!(second == 0 || shown == 1, "after {second} s");
+    }
+}
+
+#[test]
 fn offsets_that_nobody_can_deliver_are_no_delay_until_something_moves() {
     let mut rig = rig(&["t"]);
     rig.put("t", 3);

@@ -29,6 +29,7 @@ pub(in crate::kmonitor) fn cluster(name: &str, mut modules: Vec<ModuleView>) -> 
         trouble: None,
         known: true,
         is_partial: false,
+        late_after: Duration::from_secs(15),
         valid_for: Duration::MAX,
         modules,
         counts,

@@ -35,6 +35,8 @@ pub(crate) struct Pages {
 struct Requested {
     pages: Vec<(String, SharedBytes)>,
     bytes: usize,
+    /// There is a newer view: no page is kept any more.
+    is_closed: bool,
 }
 
 /// Largest number of pages of a view that are kept after they were rendered for a request.
@@ -104,8 +106,9 @@ impl Pages {
         v1::answer(&self.view, head, now, |render| self.requested(&target(head), render))
     }
 
-    /// Returns references to all pages that clients share.
-    pub(crate) fn watches(&self) -> Vec<PageWatch> {
+    /// Keeps no further pages of requests, since there is a newer view, and returns references to all pages that
+    /// clients share. A page that is still being rendered then is memory of its response.
+    pub(crate) fn close(&self) -> Vec<PageWatch> {
         let rendered = [
             &self.json.bytes,
             &self.zabbix.bytes,
@@ -114,7 +117,8 @@ impl Pages {
             &self.zabbix_document,
             &self.zabbix_discovery,
         ];
-        let requested = lock(&self.requested);
+        let mut requested = lock(&self.requested);
+        requested.is_closed = true;
         rendered.into_iter().chain(requested.pages.iter().map(|(_, page)| page)).map(SharedBytes::watch).collect()
     }
 
@@ -162,7 +166,8 @@ impl Pages {
         }
         let page = render();
         let mut requested = lock(&self.requested);
-        let is_kept = requested.pages.len() < MAX_REQUESTED
+        let is_kept = !requested.is_closed
+            && requested.pages.len() < MAX_REQUESTED
             && requested.bytes + page.len() <= MAX_REQUESTED_BYTES
             && target.len() <= MAX_TARGET_BYTES;
         if !is_kept {
@@ -258,5 +263,17 @@ mod tests {
         assert!(is_kept("c", half) && is_kept("a", half));
         assert!(!is_kept("d", 1));
         assert_eq!(lock(&pages.requested).bytes, MAX_REQUESTED_BYTES);
+    }
+
+    #[test]
+    fn a_page_that_is_rendered_while_a_newer_view_is_published_is_memory_of_its_response() {
+        let pages = Pages::render(Arc::new(view(vec![])), Detail { level: DetailLevel::Auto, max_partitions: 1 }, 1);
+        let mut watched = 0;
+        let body = pages.requested("a", || {
+            watched = pages.close().len();
+            b"x".to_vec()
+        });
+        assert!(matches!(body, Body::Owned(_)), "none of the {watched} pages that are watched");
+        assert!(matches!(pages.requested("b", || b"y".to_vec()), Body::Owned(_)));
     }
 }

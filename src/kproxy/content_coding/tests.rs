@@ -162,12 +162,17 @@ fn a_bomb_ends_at_the_limit_and_takes_no_more_memory() {
         assert_eq!((failure.status, failure.code), (413, "too_large"), "{coding:?}");
         assert!(failure.message.contains("100000 bytes (max_batch_bytes)"), "{}", failure.message);
         assert!(budget.take_peak() <= 100_001, "{coding:?}: {}", budget.used());
-        // The budget is exhausted before the limit is reached.
-        let budget = ByteBudget::new(80_000);
-        let mut lease = budget.lease();
-        assert!(lease.grow_to(10_000));
+        // The budget is exhausted before the limit is reached: because of other requests, or of this one alone.
+        let budget = ByteBudget::new(150_000);
+        let (mut lease, mut others) = (budget.lease(), budget.lease());
+        assert!(lease.grow_to(10_000) && others.grow_to(70_000));
         let failure = coding.decode(&body, LIMIT, &mut lease).unwrap_err();
         assert_eq!((failure.status, failure.code, failure.retriable), (503, "overloaded", true), "{coding:?}");
+        let mut lease = ByteBudget::new(80_000).lease();
+        assert!(lease.grow_to(10_000));
+        let failure = coding.decode(&body, LIMIT, &mut lease).unwrap_err();
+        assert_eq!((failure.status, failure.code, failure.retriable), (413, "too_large", false), "{coding:?}");
+        assert!(failure.message.ends_with("bytes of memory, max_in_flight_bytes is 80000"), "{}", failure.message);
     }
     let exactly = vec![7; LIMIT.max_bytes];
     for (coding, encode) in ENCODERS {

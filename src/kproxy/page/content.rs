@@ -71,6 +71,8 @@ pub(crate) struct ProxyContent {
     pub(in crate::kproxy) number: u128,
     /// Whether a broker can be reached, or why not.
     pub(in crate::kproxy) broker: Result<(), String>,
+    /// The parts of the configuration whose latest reload failed, each with the reason.
+    pub(in crate::kproxy) failed_reloads: Vec<(&'static str, String)>,
     /// The topics, by name.
     pub(in crate::kproxy) topics: Vec<TopicRow>,
     /// The connections to brokers with the number of their producer; `None` if the engine does not report them.
@@ -127,12 +129,13 @@ pub(crate) struct TopicRow {
 }
 
 impl TopicRow {
-    /// Makes the row of a topic, with its limits as a text.
-    pub(in crate::kproxy) fn new(limits: Option<String>, traffic: TopicTraffic) -> TopicRow {
-        let name = match &*traffic.topic {
-            "" => "no topic".to_owned(),
-            OTHER_TOPICS => "other topics".to_owned(),
-            topic => topic.to_owned(),
+    /// Makes the row of a topic. `limits_of` returns the limits of a topic as a text.
+    pub(in crate::kproxy) fn new(limits_of: impl Fn(&str) -> Option<String>, traffic: TopicTraffic) -> TopicRow {
+        let (name, limits) = match &*traffic.topic {
+            // No topics, so they have no limits, although a glob like `*` matches the labels.
+            "" => ("no topic".to_owned(), None),
+            OTHER_TOPICS => ("other topics".to_owned(), None),
+            topic => (topic.to_owned(), limits_of(topic)),
         };
         let known = traffic.codes.iter().any(|status| status.per_second.is_some());
         let rate_of = |verdict: TopicVerdict| {

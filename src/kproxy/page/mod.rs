@@ -70,17 +70,24 @@ fn title(content: &ProxyContent) -> String {
     }
     match content.topics.iter().map(|topic| topic.verdict).max().filter(|worst| *worst != TopicVerdict::Ok) {
         Some(worst) => format!("{} {} · kproxy", Count(content.count(worst)), worst.word()),
+        None if !content.failed_reloads.is_empty() => "STALE · kproxy".to_owned(),
         None => "kproxy".to_owned(),
     }
 }
 
-/// Whether a broker can be reached. The filter has the topics by verdict.
+/// Whether a broker can be reached, and what could not be reloaded. The filter has the topics by verdict.
 fn summary_items(content: &ProxyContent) -> String {
-    match &content.broker {
+    let mut items = match &content.broker {
         Ok(()) => "<li><span class=\"age\">a broker can be reached</span></li>".to_owned(),
-        Err(reason) => {
-            let word = "<span class=\"verdict\" data-verdict=\"NOT READY\">NOT READY</span>";
-            format!("<li><span>{word} <span class=\"age late\">{}</span></span></li>", Text(reason))
-        }
+        Err(reason) => summary_item("NOT READY", reason),
+    };
+    for (what, reason) in &content.failed_reloads {
+        items += &summary_item("STALE", &format!("{what} could not be reloaded: {reason}"));
     }
+    items
+}
+
+fn summary_item(verdict: &str, reason: &str) -> String {
+    let word = format!("<span class=\"verdict\" data-verdict=\"{verdict}\">{verdict}</span>");
+    format!("<li><span>{word} <span class=\"age late\">{}</span></span></li>", Text(reason))
 }

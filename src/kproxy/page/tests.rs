@@ -20,7 +20,7 @@ fn topic(name: &str, codes: &[(u16, f64)]) -> TopicRow {
         per_second: Some(*rate),
     };
     let traffic = TopicTraffic { topic: name.to_owned(), codes: codes.iter().map(status).collect() };
-    TopicRow::new((name == "orders").then(|| "2000 requests, 5000000 B /s".to_owned()), traffic)
+    TopicRow::new(|topic| (topic == "orders").then(|| "2000 requests, 5000000 B /s".to_owned()), traffic)
 }
 
 fn connection(broker: i32, acks: Acks, state: ConnectionState) -> (usize, ConnectionStatus) {
@@ -41,6 +41,7 @@ fn busy() -> ProxyContent {
     ProxyContent {
         number: 1,
         broker: Ok(()),
+        failed_reloads: Vec::new(),
         topics: vec![
             topic("", &[(400, 0.1), (401, 0.02), (503, 0.0)]),
             topic("audit", &[(200, 4.25)]),
@@ -95,8 +96,13 @@ fn topics_have_a_verdict_rates_and_a_reason() {
         topic: "new".to_owned(),
         codes: vec![StatusTraffic { code: 503, totals: Vec::new(), per_second: None }],
     };
-    let row = TopicRow::new(None, unknown);
+    let row = TopicRow::new(|_| None, unknown);
     assert_eq!((row.verdict, row.rates), (TopicVerdict::Ok, None), "nothing is known yet");
+    for (label, limits) in [("t", Some("1 requests /s")), ("", None), (OTHER_TOPICS, None)] {
+        let traffic = TopicTraffic { topic: label.to_owned(), codes: Vec::new() };
+        let row = TopicRow::new(|_| Some("1 requests /s".to_owned()), traffic);
+        assert_eq!(row.limits.as_deref(), limits, "{label}: the glob * is for topics");
+    }
     let empty = page(&ProxyContent { topics: Vec::new(), ..busy() }, "");
     assert!(empty.contains("No topic has had a commit.") && empty.contains("<title>kproxy</title>"));
 }
@@ -141,12 +147,32 @@ fn the_connections_to_brokers_have_their_state_the_worst_first() {
 }
 
 #[test]
+fn a_part_that_could_not_be_reloaded_is_stale() {
+    let failed_reloads =
+        vec![("credentials_file", "a.yaml: is empty".to_owned()), ("tls", "key_file is /k".to_owned())];
+    let content = ProxyContent { failed_reloads, topics: vec![topic("t", &[(200, 1.0)])], ..busy() };
+    let text = page(&content, "");
+    assert!(text.contains("<title>STALE · kproxy</title>"));
+    let items = between(&text, "data-verdict=\"STALE\"", "</li>");
+    for (item, reason) in items
+        .iter()
+        .zip(["credentials_file could not be reloaded: a.yaml: is empty", "tls could not be reloaded: key_file is /k"])
+    {
+        assert!(item.contains(reason), "{item}");
+    }
+    assert_eq!(items.len(), 2);
+    let failed = page(&ProxyContent { topics: busy().topics, ..content }, "");
+    assert!(failed.contains("<title>1 FAILED · kproxy</title>") && failed.contains("data-verdict=\"STALE\""));
+}
+
+#[test]
 fn names_and_reasons_stay_text() {
     for name in HOSTILE_NAMES {
         let mut connection = connection(1, Acks::All, ConnectionState::BackOff);
         connection.1.reason = name.to_owned();
         let content = ProxyContent {
             broker: Err(name.to_owned()),
+            failed_reloads: vec![("tls", name.to_owned())],
             topics: vec![topic(name, &[(200, 1.0)])],
             connections: Some(vec![connection]),
             refusals: vec![(name.to_owned(), 1)],

@@ -23,7 +23,7 @@ use super::exchange::Exchange;
 use super::head::{Head, end_of_head, field, quoted, read_head};
 use super::retry_after::retry_after;
 use super::stream::{Stream, StreamFailure};
-use crate::ktransfer::config::ProtocolConfig;
+use super::timeouts::{Timeouts, coarse_timeout};
 use crate::ktransfer::group::TimedFence;
 use crate::ktransfer::outcomes::TransportError;
 
@@ -35,23 +35,6 @@ const REST_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_INTERIM_BYTES: usize = 256 * 1024;
 /// The end of an incomplete interim head that is kept, because the blank line may begin in it.
 const KEPT_INTERIM_BYTES: usize = 3;
-
-/// The timeouts of a push; `None` means no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Timeouts {
-    /// For connecting.
-    pub(super) connect: Option<Duration>,
-    /// From the first byte of the request to the last one.
-    pub(super) write: Option<Duration>,
-    /// From the last byte of the request to the end of the response's head.
-    pub(super) read: Option<Duration>,
-}
-
-impl From<&ProtocolConfig> for Timeouts {
-    fn from(protocol: &ProtocolConfig) -> Self {
-        Timeouts { connect: protocol.connect_timeout, write: protocol.write_timeout, read: protocol.read_timeout }
-    }
-}
 
 /// One connection to a backend.
 pub(super) struct BackendConnection {
@@ -139,6 +122,13 @@ impl BackendConnection {
         self.push.fence.is_some() && self.push.n_written_before < self.stream.n_written()
     }
 
+    /// Whether the backend closed the connection while it was idle: nothing of the request was received, and so it
+    /// cannot have been processed. The end of a connection acknowledges what was received before it.
+    fn was_closed_idle(&self) -> bool {
+        let is_unread = || self.stream.n_written() - self.push.n_written_before <= self.stream.n_unacknowledged();
+        self.is_kept && self.push.n_interim_bytes == 0 && (!self.has_sent() || is_unread())
+    }
+
     /// Sends the collected output. Before the first byte of a request, checks that the claim permits the push.
     fn send_output(&mut self) -> io::Result<()> {
         let mut n_sent = 0;
@@ -220,7 +210,9 @@ impl BackendConnection {
                 return ended;
             }
         }
-        if self.is_kept && !self.has_sent() {
+        // A broken pipe comes after the end of the connection, a reset instead of it.
+        let has_end = matches!(cause, StreamFailure::Socket(Errno::PIPE));
+        if self.is_kept && !self.has_sent() || has_end && self.was_closed_idle() {
             self.exchange.report(|report| report.was_closed_idle = true);
         }
         match cause {
@@ -359,6 +351,9 @@ impl BackendConnection {
             return self.fail(TransportError::Tls, format!("tls: {refusal}"));
         }
         let phase = self.push.phase;
+        if self.lent().input().is_empty() && self.was_closed_idle() {
+            self.exchange.report(|report| report.was_closed_idle = true);
+        }
         let text = match (self.lent().input(), phase) {
             ([], Phase::Sending) => "the backend closed the connection before it had received the request".to_owned(),
             ([], _) => "the backend closed the connection without an answer".to_owned(),
@@ -428,18 +423,6 @@ impl fmt::Debug for BackendConnection {
         let peer = self.stream.socket().peer_addr().ok().and_then(|address| address.as_socket());
         formatter.debug_struct("BackendConnection").field("peer", &peer).finish_non_exhaustive()
     }
-}
-
-/// Returns the receive timeout to set on a socket that may wait for at most `wait`; `None` if the `current` one is good
-/// enough. A good timeout is not longer than `wait` and not shorter than half of it, so that pushes whose limits differ
-/// by microseconds need no system call for it.
-fn coarse_timeout(current: Duration, wait: Duration) -> Option<Duration> {
-    const FINE: Duration = Duration::from_millis(4);
-    if wait / 2 <= current && current <= wait && !current.is_zero() {
-        return None;
-    }
-    // The kernel's resolution is a few milliseconds, and zero would mean no timeout.
-    Some(if wait <= FINE { wait.max(Duration::from_millis(1)) } else { wait * 3 / 4 })
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use ureq::Error;
 use ureq::unversioned::transport::{ConnectionDetails, Connector};
 
-use super::connection::{BackendConnection, Timeouts};
+use super::connection::BackendConnection;
 use super::exchange::Exchange;
 use super::stream::{HandshakeFailure, Stream};
+use super::timeouts::Timeouts;
 use super::tls::BackendTls;
 use crate::ktransfer::outcomes::TransportError;
 

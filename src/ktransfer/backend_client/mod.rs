@@ -26,6 +26,7 @@ mod resolver;
 mod retry_after;
 mod signature;
 mod stream;
+mod timeouts;
 mod tls;
 #[cfg(test)]
 #[cfg(feature = "tls")]

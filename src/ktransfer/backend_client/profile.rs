@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::connection::Timeouts;
 use super::request::RequestBuilder;
 use super::resolver::BackendResolver;
+use super::timeouts::Timeouts;
 use super::tls::BackendTls;
 use crate::ktransfer::config::ModuleConfig;
 

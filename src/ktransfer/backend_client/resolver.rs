@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, bounded, select};
@@ -15,7 +15,7 @@ use ureq::unversioned::transport::NextTimeout;
 use super::name_lookup::{EndedLookup, Found, NameLookups};
 use super::request::HTTPS;
 use crate::ktransfer::unresolved_names::UnresolvedNames;
-use crate::locks::{lock, wait_timeout_while};
+use crate::locks::lock;
 use crate::shutdown::Stop;
 
 /// Pause between two look-ups of all names.
@@ -28,9 +28,6 @@ const REPEAT_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// After this time of a look-up the next one begins beside it.
 const NEXT_LOOKUP_AFTER: Duration = Duration::from_millis(200);
-/// How long after the start of the module requests wait for the first look-up of a name. A working name server answers
-/// much faster.
-const FIRST_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit on the addresses of one name that are tried. The HTTP client cannot hold more.
 const MAX_ADDRESSES: usize = 16;
 /// Port of a backend without a port.
@@ -47,7 +44,6 @@ pub(crate) struct BackendResolver {
     /// The lock is never held across IO.
     table: Mutex<Table>,
     unresolved: UnresolvedNames,
-    changed: Condvar,
     /// Wakes the thread that looks names up; holds one message at most.
     wake: (Sender<()>, Receiver<()>),
 }
@@ -57,8 +53,6 @@ struct Table {
     backends: HashMap<String, Entry>,
     /// The entries of `backend_servers`, each with its `host:port`.
     servers: Vec<(String, String)>,
-    /// Until then, requests wait for the first look-up of a name.
-    first_lookup_until: Instant,
 }
 
 struct Entry {
@@ -112,7 +106,6 @@ impl Table {
             let parsed = authority.parse().map_or(Addresses::Pending, Addresses::Literal);
             self.backends.entry(authority).or_insert(Entry { addresses: parsed, removed: None }).removed = None;
         }
-        self.first_lookup_until = now + FIRST_LOOKUP_TIMEOUT;
     }
 
     /// Returns the entries of `backend_servers` whose first look-up has not ended, and while there are any, those whose
@@ -126,13 +119,6 @@ impl Table {
         are_unresolved.filter(|_| has_pending).map(|(server, _)| server.clone()).collect()
     }
 
-    /// Whether a push to `authority` waits for the first look-up: none of the backends has an address yet.
-    fn must_wait(&self, authority: &str) -> bool {
-        let is_known = |entry: &Entry| entry.removed.is_none() && entry.addresses.is_known();
-        let is_pending = |entry: &Entry| matches!(entry.addresses, Addresses::Pending);
-        self.backends.get(authority).is_some_and(is_pending) && !self.backends.values().any(is_known)
-    }
-
     /// Returns the names to be looked up.
     fn names(&self) -> Vec<String> {
         let is_name = |entry: &Entry| entry.removed.is_none() && !matches!(entry.addresses, Addresses::Literal(_));
@@ -143,12 +129,11 @@ impl Table {
 impl BackendResolver {
     /// Creates a resolver for `servers`, the entries of `backend_servers`.
     pub(crate) fn new(servers: &[String]) -> Arc<BackendResolver> {
-        let now = Instant::now();
-        let mut table = Table { backends: HashMap::new(), servers: Vec::new(), first_lookup_until: now };
-        table.replace(servers, now);
+        let mut table = Table { backends: HashMap::new(), servers: Vec::new() };
+        table.replace(servers, Instant::now());
         let unresolved = UnresolvedNames::default();
         unresolved.set(table.unresolved());
-        Arc::new(BackendResolver { table: Mutex::new(table), unresolved, changed: Condvar::new(), wake: bounded(1) })
+        Arc::new(BackendResolver { table: Mutex::new(table), unresolved, wake: bounded(1) })
     }
 
     /// Replaces the backends. What is known of those that stay is kept.
@@ -193,8 +178,6 @@ impl BackendResolver {
             }
         }
         self.unresolved.set(table.unresolved());
-        drop(table);
-        self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -206,12 +189,10 @@ impl BackendResolver {
         &self.unresolved
     }
 
-    /// Returns the addresses of `authority`, the `host:port` of a backend. Waits only while no backend has an address,
-    /// shortly after the module's start or a change of the backends.
+    /// Returns the addresses of `authority`, the `host:port` of a backend. Never waits: a push that waited here could
+    /// not be cut.
     fn addresses(&self, authority: &str) -> Result<Vec<SocketAddr>, LookupFailure> {
         let table = self.lock();
-        let wait = table.first_lookup_until.saturating_duration_since(Instant::now());
-        let (table, _) = wait_timeout_while(&self.changed, table, wait, |table| table.must_wait(authority));
         match table.backends.get(authority).map(|entry| &entry.addresses) {
             Some(Addresses::Literal(address)) => Ok(vec![*address]),
             Some(Addresses::Resolved(addresses)) => Ok(addresses.clone()),
@@ -248,7 +229,7 @@ impl Round<'_> {
             if (pending.is_empty() || next_begin <= now)
                 && let Some(name) = to_begin.pop_front()
             {
-                if self.lookups.begin(&name) {
+                if self.lookups.begin(&name, now) {
                     pending.insert(name, now + LOOKUP_TIMEOUT);
                 } else {
                     all_resolved = false;
@@ -308,8 +289,11 @@ impl Round<'_> {
 
     /// Takes the end of a look-up. Returns whether the name has addresses.
     fn take(&mut self, ended: EndedLookup) -> bool {
-        let EndedLookup { name, found } = ended;
-        self.lookups.note_ended(&name);
+        let is_latest = self.lookups.note_ended(&ended);
+        let EndedLookup { name, found, .. } = ended;
+        if !is_latest {
+            return found.is_ok();
+        }
         let found = match found {
             Ok(addresses) if addresses.is_empty() => Err("it has no address".to_owned()),
             found => found,

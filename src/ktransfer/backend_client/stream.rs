@@ -4,6 +4,7 @@
 //! the handshake. Both end at once when the socket is shut down, as a cut does.
 
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,14 @@ impl Stream {
     /// Returns how many bytes the socket has taken. What it has taken may reach the peer, also if a later write fails.
     pub(super) fn n_written(&self) -> u64 {
         self.n_written
+    }
+
+    /// Returns how many of the bytes written the peer has not acknowledged; 0 if that is unknown.
+    pub(super) fn n_unacknowledged(&self) -> u64 {
+        let mut count: libc::c_int = 0;
+        // SAFETY: the request writes one int, which is valid for the call.
+        let outcome = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+        if outcome == 0 { u64::try_from(count).unwrap_or(0) } else { 0 }
     }
 
     /// Whether the stream has TLS.

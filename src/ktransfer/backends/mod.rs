@@ -7,7 +7,7 @@
 //! - **Probe.** When its interval is over, one push goes to an ejected backend. It is not one that may not be retried,
 //!   nor a retry of a message that this backend has failed before, unless every backend is ejected.
 //! - **Nothing in use.** Then no push begins before the next probe is due. A worker that waits registers itself, and
-//!   is woken when a probe has succeeded.
+//!   is woken when a probe has succeeded. A backend whose name has no address yet is not in use in this sense.
 //! - **Share.** A backend that answers slowly, or never, keeps at most its share of the workers busy. A retry waits for
 //!   another backend than the one that failed it where all others have their share (`preference`).
 //!
@@ -401,16 +401,16 @@ impl Backends {
     /// Returns until when no push may begin, and registers `worker` to be woken when a backend is back. `None` if a
     /// push may begin now.
     pub(super) fn blocked_until(&self, worker: usize, now: Instant) -> Option<Instant> {
-        if self.are_all_in_use() {
+        if self.are_all_ready() {
             return None;
         }
         let mut shared = self.lock();
         let phases = &shared.phases;
-        let may_begin = |index: usize| phases.due(index).is_none_or(|due| due <= now);
+        let may_begin = |index: usize| !self.is_unresolved(index) && phases.due(index).is_none_or(|due| due <= now);
         if (0..self.backends.len()).any(may_begin) {
             return None;
         }
-        let until = phases.next_look(now)?;
+        let until = phases.next_look(now).into_iter().chain(self.next_look_for_names(now)).min()?;
         shared.waiting.insert(worker);
         Some(until)
     }

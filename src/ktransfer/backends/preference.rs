@@ -16,6 +16,8 @@ use super::{Backend, BackendRotation, Backends, NextPush};
 const MAX_WAIT: Duration = Duration::from_secs(10);
 /// How long it waits while no push ends at another backend.
 const MAX_QUIET: Duration = Duration::from_secs(1);
+/// Interval at which a worker looks whether a backend has an address.
+const NAME_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 impl NextPush {
     /// Whether the push, for which the backend at `index` was found, waits for another one. `n_usable`: number of
@@ -34,6 +36,16 @@ impl Backends {
         let usable = (0..self.backends.len()).filter(|index| is_usable(*index));
         let (spared, others): (Vec<_>, Vec<_>) = usable.partition(|index| self.is_unresolved(*index));
         if others.is_empty() { Vec::new() } else { spared }
+    }
+
+    /// Whether every backend is in use and has an address. Takes no lock.
+    pub(in crate::ktransfer) fn are_all_ready(&self) -> bool {
+        self.are_all_in_use() && !self.unresolved.has_any()
+    }
+
+    /// Returns when to look whether a backend has an address; `None` if all have one.
+    pub(super) fn next_look_for_names(&self, now: Instant) -> Option<Instant> {
+        self.unresolved.has_any().then(|| now + NAME_CHECK_INTERVAL)
     }
 
     /// Whether the name of the backend has no address yet.

@@ -1,7 +1,7 @@
 //! Sends the progress of a partition to the group: its commit point, and the messages that are done ahead of it.
 //!
-//! The commit point is sent once for all acknowledgements of a turn. The messages ahead are sent as a snapshot: often
-//! if there are many, since a crash would repeat them all, and with every store of the offset if there are few.
+//! The commit point is sent once for all acknowledgements of a turn. The messages ahead are sent as a snapshot, so that
+//! each store of the group has a recent one; the group decides how often it stores.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,7 @@ use super::partition::ClaimedPartition;
 use crate::broker::PartitionId;
 use crate::ktransfer::group::GroupCommand;
 
-/// From this number of messages ahead of the commit point, a snapshot follows each change within
-/// [`SNAPSHOT_INTERVAL`]; below it, within `zk_offset_update_interval_sec`.
-const MANY_AHEAD: usize = 100;
-/// Longest time from a change to its snapshot where many messages are ahead.
+/// Longest time from a change of the messages ahead to its snapshot.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(200);
 /// Limit on the ranges of one snapshot. What is left out is pushed again after a crash.
 const MAX_SNAPSHOT_RANGES: usize = 4096;
@@ -21,16 +18,12 @@ const MAX_SNAPSHOT_RANGES: usize = 4096;
 impl Dispatcher {
     /// Notes that the commit point or the messages ahead of it have changed.
     pub(super) fn note_progress(&mut self, partition: PartitionId, now: Instant) {
-        let few_interval = self.context.config.offset_update_interval;
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         if !std::mem::replace(&mut state.has_moved, true) {
             self.changed.push(partition);
         }
-        let ahead = state.window.done_ahead();
-        if ahead > 0 || state.has_snapshot {
-            let interval = if ahead < MANY_AHEAD { few_interval.max(SNAPSHOT_INTERVAL) } else { SNAPSHOT_INTERVAL };
-            let due = state.snapshot_due.map_or(now + interval, |due| due.min(now + interval));
-            state.snapshot_due = Some(due);
+        if state.window.done_ahead() > 0 || state.has_snapshot {
+            let due = *state.snapshot_due.get_or_insert(now + SNAPSHOT_INTERVAL);
             self.next_snapshot_due = Some(self.next_snapshot_due.map_or(due, |earlier| earlier.min(due)));
         }
     }

@@ -60,12 +60,13 @@ struct LoopRig {
 
 impl LoopRig {
     fn start(log_ends: impl FnOnce(&MemoryBroker) -> Box<dyn LogEnds>) -> LoopRig {
-        LoopRig::start_with(4, MemoryBudget::new(1 << 30), log_ends)
+        LoopRig::start_with(4, MemoryBudget::new(1 << 30), unbounded(), log_ends)
     }
 
     fn start_with(
         n_partitions: i32,
         memory: MemoryBudget,
+        (batches, fetched): (Sender<Fetched>, Receiver<Fetched>),
         log_ends: impl FnOnce(&MemoryBroker) -> Box<dyn LogEnds>,
     ) -> LoopRig {
         let (broker, health, stop) = (MemoryBroker::new(), Health::new(), Stop::new());
@@ -74,7 +75,6 @@ impl LoopRig {
         config.waiting_queue_size = 8_000.try_into().unwrap();
         let metrics = Metrics::new(&Registry::new()).of_module("m", "t");
         let (commands, command_receiver) = bounded(1);
-        let (batches, fetched) = unbounded();
         let (found, found_starts) = bounded(FOUND_STARTS);
         let (group_commands, group) = mailbox();
         let start_requests = StartRequests::new();
@@ -161,24 +161,63 @@ fn a_partition_that_cannot_be_placed_delays_neither_the_others_nor_a_command() {
     rig.end();
 }
 
-#[test]
-fn starts_are_found_and_stored_while_the_memory_is_used_up() {
-    let n_partitions = 3 * FOUND_STARTS as i32;
-    let memory = MemoryBudget::new(500);
-    let rig = LoopRig::start_with(n_partitions, memory.clone(), |broker| Box::new(broker.log_ends()));
+/// Blocks a loop in one of two ways: the memory is used up, or the channel to the dispatcher is full.
+fn blocked_loop(n_partitions: i32, by_memory: bool) -> LoopRig {
+    let memory = MemoryBudget::new(if by_memory { 500 } else { 1 << 30 });
+    let channel = if by_memory { unbounded() } else { bounded(1) };
+    let rig = LoopRig::start_with(n_partitions, memory.clone(), channel, |broker| Box::new(broker.log_ends()));
     rig.assign(0, 1, Some(0));
     rig.broker.put("t", 0, None, &[b'v'; 300]);
     wait_until("the first message is held", || memory.used_bytes() > 0);
     rig.broker.put("t", 0, None, &[b'v'; 300]);
-    wait_until("the second one waits for memory", || memory.is_awaited());
-    let mut wanted: Vec<PartitionId> = (1..n_partitions).collect();
-    wanted.iter().for_each(|&partition| rig.assign(partition, 1, None));
-    wait_until("all starts are on their way to the group", || {
-        let stored = rig.group.take().starts;
-        wanted.retain(|partition| !stored.contains_key(partition));
-        wanted.is_empty()
-    });
-    rig.end();
+    // The id of the topic fills the channel.
+    wait_until("a message waits", || memory.is_awaited() || rig.fetched.is_full());
+    rig
+}
+
+#[test]
+fn starts_are_found_and_stored_while_messages_wait() {
+    for by_memory in [true, false] {
+        let n_partitions = 3 * FOUND_STARTS as i32;
+        let rig = blocked_loop(n_partitions, by_memory);
+        let mut wanted: Vec<PartitionId> = (1..n_partitions).collect();
+        wanted.iter().for_each(|&partition| rig.assign(partition, 1, None));
+        wait_until("all starts are on their way to the group", || {
+            let stored = rig.group.take().starts;
+            wanted.retain(|partition| !stored.contains_key(partition));
+            wanted.is_empty()
+        });
+        // The reports of the starts come, too, each before the messages of its partition.
+        if !by_memory {
+            let mut missing: Vec<PartitionId> = (1..n_partitions).collect();
+            while !missing.is_empty() {
+                if let Fetched::StartsAt { partition, .. } = rig.next() {
+                    missing.retain(|one| *one != partition);
+                }
+            }
+        }
+        rig.end();
+    }
+}
+
+#[test]
+fn errors_begin_and_end_while_messages_wait() {
+    for by_memory in [true, false] {
+        let rig = blocked_loop(2, by_memory);
+        rig.assign(1, 1, Some(0));
+        let partition = TopicPartition { topic: "t".into(), partition: 1 };
+        let error = || rig.read_errors.of(1, Instant::now()).map(|error| error.reason);
+        rig.broker.set_broken(&partition, Some("no right to read"));
+        wait_until("the error is kept", || error().as_deref() == Some("no right to read"));
+        rig.broker.set_broken(&partition, None);
+        wait_until("the error has ended", || error().is_none());
+        rig.broker.set_reachable(false);
+        let is_reported = || rig.health.troubles().iter().any(|(_, reason)| reason.contains("no broker"));
+        wait_until("no broker can be reached", is_reported);
+        rig.broker.set_reachable(true);
+        wait_until("that is over", || rig.health.troubles().is_empty());
+        rig.end();
+    }
 }
 
 #[test]

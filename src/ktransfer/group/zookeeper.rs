@@ -84,6 +84,8 @@ pub struct ZookeeperGroup {
     unreadable: BTreeMap<PartitionId, String>,
     /// Since when partitions of the topic have had no owner.
     unowned_since: BTreeMap<PartitionId, Instant>,
+    /// Since when assigned partitions have had the owner node of another member.
+    foreign_since: BTreeMap<PartitionId, Instant>,
     /// The group has a stored offset of some partition of the topic, so partitions without an offset node are new.
     group_has_offsets: bool,
     /// The topic did not exist in an earlier round, so all its partitions are new to the group.
@@ -172,6 +174,7 @@ impl ZookeeperGroup {
             stray_claims: BTreeSet::new(),
             unreadable: BTreeMap::new(),
             unowned_since: BTreeMap::new(),
+            foreign_since: BTreeMap::new(),
             group_has_offsets: false,
             topic_was_missing: false,
             topic_missing_since: None,

@@ -164,7 +164,7 @@ impl Handler for OperationsHandler {
         }
     }
 
-    fn refusal(&self, status: u16, reason: &str) -> Response {
+    fn refusal(&self, status: u16, reason: &str, _peer: &str) -> Response {
         answer_of(&Refusal::new(status, "invalid_request", reason))
     }
 }

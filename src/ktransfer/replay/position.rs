@@ -2,8 +2,8 @@
 //! ZooKeeper, or an offset that the group `MODULE.replayed` has committed in Kafka.
 //!
 //! Beside the next offset to replay there is the id of the topic, where brokers have topic ids, so that a topic that
-//! was created again is replayed from its beginning. Every write to ZooKeeper is conditional on the version that was
-//! read, so of two runs at the same time one ends with an error.
+//! was created again is replayed from its beginning. Of two runs at the same time one ends with an error: every write
+//! to ZooKeeper is conditional on the version that was read, and before a commit to Kafka the offset is read again.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,10 @@ pub(super) struct Position {
     /// The topic that the offset belongs to, if it is known.
     pub(super) topic_id: Option<TopicId>,
     stored: Option<Offset>,
+    /// Version of the node in ZooKeeper.
     version: Option<i32>,
+    /// The offset that is committed in Kafka, as far as this run knows.
+    committed: Option<Offset>,
 }
 
 impl Position {
@@ -57,7 +60,7 @@ impl PositionStore for KeeperPositions<'_> {
             let begin = String::from_utf8_lossy(&node.data[..node.data.len().min(60)]).into_owned();
             format!("node {path} has {begin:?}, but must have an offset: correct or delete it")
         })?;
-        Ok(Position { next, topic_id, stored: Some(next), version: Some(node.version) })
+        Ok(Position { next, topic_id, stored: Some(next), version: Some(node.version), committed: None })
     }
 
     fn store(&mut self, partition: &TopicPartition, position: &mut Position) -> Result<(), String> {
@@ -81,19 +84,30 @@ pub(super) struct KafkaPositions {
     pub(super) offsets: Box<dyn GroupOffsets>,
 }
 
+impl KafkaPositions {
+    fn committed(&mut self, partition: &TopicPartition) -> Result<Option<CommittedOffset>, String> {
+        let committed = self.offsets.committed(Instant::now() + CALL)?;
+        Ok(committed.into_iter().find(|committed| committed.partition == partition.partition))
+    }
+}
+
 impl PositionStore for KafkaPositions {
     fn read(&mut self, partition: &TopicPartition) -> Result<Position, String> {
-        let committed = self.offsets.committed(Instant::now() + CALL)?;
-        let found = committed.into_iter().find(|committed| committed.partition == partition.partition);
+        let found = self.committed(partition)?;
         let Some(CommittedOffset { offset, metadata, .. }) = found else { return Ok(Position::default()) };
         // Without our metadata the offset was committed by hand, for the present topic.
         let topic_id = parse(metadata.as_bytes()).filter(|(next, _)| *next == offset).and_then(|(_, id)| id);
-        Ok(Position { next: offset, topic_id, stored: Some(offset), version: None })
+        Ok(Position { next: offset, topic_id, stored: Some(offset), version: None, committed: Some(offset) })
     }
 
     fn store(&mut self, partition: &TopicPartition, position: &mut Position) -> Result<(), String> {
         if position.stored == Some(position.next) {
             return Ok(());
+        }
+        let found = self.committed(partition)?.map(|committed| committed.offset);
+        if found != position.committed {
+            let other = found.map_or("no offset".to_owned(), |offset| offset.to_string());
+            return Err(cannot_store(position, &format!("{other} is committed, so another run replays as well")));
         }
         let offset = CommittedOffset {
             partition: partition.partition,
@@ -105,7 +119,7 @@ impl PositionStore for KafkaPositions {
         for result in results {
             result.map_err(|cause| cannot_store(position, &cause.to_string()))?;
         }
-        position.stored = Some(position.next);
+        (position.stored, position.committed) = (Some(position.next), Some(position.next));
         Ok(())
     }
 }
@@ -194,6 +208,14 @@ mod tests {
         store.store(&partition(0), &mut position).unwrap();
         let read = store.read(&partition(0)).unwrap();
         assert_eq!((read.next, read.topic_id), (9, Some([3; 16])));
+        // Of two runs at the same time one ends with an error.
+        let (mut first, mut second) = (read, read);
+        (first.next, second.next) = (10, 11);
+        store.store(&partition(0), &mut first).unwrap();
+        let error = store.store(&partition(0), &mut second).unwrap_err();
+        assert!(error.ends_with("at 11: 10 is committed, so another run replays as well"), "{error}");
+        first.next = 12;
+        store.store(&partition(0), &mut first).unwrap();
     }
 
     #[test]

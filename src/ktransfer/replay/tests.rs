@@ -141,6 +141,12 @@ fn letters_that_kafka_deleted_and_a_recreated_topic_are_named() {
     let (result, text) = rig.run(|_| {});
     assert_eq!(result, counts(4, 0, 0));
     assert!(text.contains("dead/0: the topic was created again, all of it is replayed"), "{text}");
+    // Another topic with as many letters as were replayed.
+    rig.broker.recreate_topic("dead", 2);
+    (0..4u8).for_each(|number| rig.put_letter(0, "m", 1, None, Some(&[20 + number])));
+    let (result, text) = rig.run(|_| {});
+    assert_eq!(result, counts(4, 0, 0), "{text}");
+    assert_eq!(rig.run(|_| {}).0, counts(0, 0, 0));
     rig.put_letter(0, "m", 1, None, Some(b"deleted"));
     rig.put_letter(0, "m", 1, None, Some(b"kept"));
     rig.broker.trim(&TopicPartition { topic: "dead".into(), partition: 0 }, 5);

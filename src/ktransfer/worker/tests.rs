@@ -51,7 +51,7 @@ impl PushAttempt for NoAnswer {
 
 impl Rig {
     fn new(n_backends: usize, adapt: impl FnOnce(&mut ModuleConfig)) -> Rig {
-        let servers: Vec<String> = (0..n_backends).map(|number| format!("b{number}:80")).collect();
+        let servers: Vec<String> = (0..n_backends).map(|number| format!("10.0.0.{number}:80")).collect();
         let mut config = module_config(&servers.iter().map(String::as_str).collect::<Vec<_>>());
         let table = serde_yaml::from_str("{closed: dead_letter, 200-299: ok, default: retry}").unwrap();
         config.outcomes = OutcomeTable::from_yaml(&table).unwrap();
@@ -140,6 +140,23 @@ fn dead_letters_go_on_while_all_backends_are_ejected_or_the_rate_is_reached() {
 }
 
 #[test]
+fn no_push_begins_while_no_backend_has_an_address() {
+    // Nothing looks the name up.
+    let mut rig = Rig::new(0, |config| config.backend_servers = vec!["pending.invalid:80".to_owned()]);
+    rig.send("k0", 0, None);
+    rig.send("k1", 1, Some(Unpushable::Filtered));
+    while rig.worker.step() {}
+    let soon = Instant::now() + Duration::from_secs(1);
+    assert!(rig.worker.held_until.is_some_and(|until| until <= soon) && rig.worker.may_block());
+    assert_eq!((rig.pushed.lock().unwrap().len(), rig.letters.len(), rig.worker.context.slots.in_use()), (0, 1, 0));
+    let mut config = rig.worker.context.config.clone();
+    config.backend_servers = vec!["10.0.0.1:80".to_owned()];
+    rig.worker.context.change(&config);
+    while rig.worker.step() {}
+    assert_eq!(rig.pushed.lock().unwrap()[..], ["k0"]);
+}
+
+#[test]
 fn a_skip_that_was_cancelled_leaves_the_message_its_pause() {
     let pause = Duration::from_secs(60);
     let mut rig = Rig::new(1, |config| (config.retry.first_pause, config.retry.max_pause) = (pause, pause));
@@ -206,7 +223,7 @@ fn a_retry_waits_a_bounded_time_for_another_backend_that_has_its_share() {
         let Choice::Use(busy) = choice else { panic!("{choice:?}") };
         rig.send("retried", 7, None);
         while rig.worker.step() {}
-        assert_eq!(rig.servers.lock().unwrap()[..], ["b0:80"], "the retry waits");
+        assert_eq!(rig.servers.lock().unwrap()[..], ["10.0.0.0:80"], "the retry waits");
         if is_freed {
             let _ = settings.backends.end(busy, PushVerdict::Good, now);
         }
@@ -214,7 +231,7 @@ fn a_retry_waits_a_bounded_time_for_another_backend_that_has_its_share() {
             rig.worker.step();
             rig.pushed.lock().unwrap().len() > 1
         });
-        let expected = if is_freed { "b1:80" } else { "b0:80" };
+        let expected = if is_freed { "10.0.0.1:80" } else { "10.0.0.0:80" };
         assert_eq!(rig.servers.lock().unwrap()[1], expected);
         assert!(is_freed || now.elapsed() >= Duration::from_secs(1));
     }

@@ -211,8 +211,8 @@ impl Deref for Kafka {
 }
 
 impl Registration {
-    /// Deletes what the session of a killed broker still holds, as its expiry does seconds later. Otherwise a new broker
-    /// would exit, as long as the node with its id exists.
+    /// Deletes what the session of a killed broker still holds, as its expiry does seconds later. Otherwise a new
+    /// broker would exit, as long as the node with its id exists.
     fn expire(&self) {
         // If ZooKeeper is down, the broker waits for it.
         let Ok(client) = ZkClient::connect(&self.zookeeper) else { return };

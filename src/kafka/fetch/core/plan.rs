@@ -105,7 +105,7 @@ impl FetchCore {
                 found.ranges.push(reader.name.clone());
             } else if reader.needs_validation && versions.is_some_and(BrokerVersions::validates) {
                 found.epoch_ends.push(reader.name.clone());
-            } else if room == 0 || reader.ready_bytes >= share {
+            } else if (room == 0 || reader.ready_bytes >= share) && !reader.is_error_open() {
                 found.has_blocked = true;
             } else {
                 found.fetch.push(reader.name.clone());

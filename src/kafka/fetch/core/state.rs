@@ -199,6 +199,12 @@ impl FetchCore {
         events
     }
 
+    /// Returns the events about errors and their ends, and leaves all others.
+    pub(in super::super) fn take_errors(&mut self) -> Vec<FetchEvent> {
+        let recovered = self.partitions.values_mut().filter_map(PartitionReader::take_recovery);
+        recovered.chain(self.errors.drain(..)).collect()
+    }
+
     /// Whether a worker waits until a poll makes room. Resets that.
     pub(in super::super) fn take_waits_for_room(&mut self) -> bool {
         std::mem::take(&mut self.waits_for_room)

@@ -5,12 +5,15 @@ use super::super::FetchConfig;
 use super::super::event::{FetchEvent, TopicPartition};
 use super::super::outcome::{FetchOutcome, PartitionOutcome};
 use super::super::record_set::{UnpackLimits, unpack};
+use super::super::session::WantedPartition;
 use super::state::BrokerState;
 use super::*;
 use crate::kafka::compression::Codec;
 use crate::kafka::config::BrokerAddress;
 use crate::kafka::metadata::{BrokerId, BrokerInfo, MetadataResponse, PartitionMetadata, TopicMetadata};
 use crate::kafka::record_batch::{BatchBuilder, ProducerState, RecordView};
+
+mod errors;
 
 const VERSIONS: BrokerVersions = BrokerVersions { fetch: 17, has_epoch_ends: true };
 const SECOND: Duration = Duration::from_secs(1);
@@ -60,26 +63,29 @@ fn fetch(core: &mut FetchCore, id: BrokerId, now: Instant) -> FetchPlan {
 
 /// A successful response with `count` messages of 100 bytes for each partition of the request.
 fn respond(core: &mut FetchCore, id: BrokerId, plan: &FetchPlan, count: i64, now: Instant) {
-    let partitions = plan.wanted.iter().map(|wanted| {
-        let mut builder = BatchBuilder::default();
-        for _ in 0..count {
-            builder.push(&RecordView { key: None, value: Some(&[7; 100]), headers: &[], timestamp_ms: 0 });
-        }
-        let mut data = Vec::new();
-        if count > 0 {
-            builder.finish(Codec::None, ProducerState::NONE, &mut data).unwrap();
-            data[..8].copy_from_slice(&wanted.fetch.offset.to_be_bytes());
-        }
-        let limits = UnpackLimits { stop_bytes: 1 << 20, max_batch_bytes: 1 << 20 };
-        PartitionOutcome {
-            name: name(wanted.fetch.partition),
-            unpacked: Some(unpack(&data, wanted.fetch.offset, &[], limits)),
-            records_bytes: data.len(),
-            ..empty(wanted.fetch.partition)
-        }
-    });
+    let partitions = plan.wanted.iter().map(|wanted| messages(wanted, count));
     let outcome = outcome(partitions.collect());
     core.on_fetched(id, plan, outcome, false, now);
+}
+
+/// `count` messages of 100 bytes.
+fn messages(wanted: &WantedPartition, count: i64) -> PartitionOutcome {
+    let mut builder = BatchBuilder::default();
+    for _ in 0..count {
+        builder.push(&RecordView { key: None, value: Some(&[7; 100]), headers: &[], timestamp_ms: 0 });
+    }
+    let mut data = Vec::new();
+    if count > 0 {
+        builder.finish(Codec::None, ProducerState::NONE, &mut data).unwrap();
+        data[..8].copy_from_slice(&wanted.fetch.offset.to_be_bytes());
+    }
+    let limits = UnpackLimits { stop_bytes: 1 << 20, max_batch_bytes: 1 << 20 };
+    PartitionOutcome {
+        name: name(wanted.fetch.partition),
+        unpacked: Some(unpack(&data, wanted.fetch.offset, &[], limits)),
+        records_bytes: data.len(),
+        ..empty(wanted.fetch.partition)
+    }
 }
 
 fn outcome(partitions: Vec<PartitionOutcome>) -> FetchOutcome {
@@ -238,7 +244,7 @@ fn a_preferred_replica_that_the_metadata_lacks_is_looked_up_with_pauses() {
         now += Duration::from_millis(10);
     }
     assert!((20..60).contains(&n_fetches) && n_requests > 20, "{n_fetches} fetches, {n_requests} of metadata");
-    assert!(errors(&core.take(10)).0.contains(&0), "it is reported, too");
+    assert!(errors::errors(&core.take(10)).0.contains(&0), "it is reported, too");
 }
 
 #[test]
@@ -306,69 +312,6 @@ fn only_the_failure_of_all_brokers_in_use_is_total() {
         }
     };
     assert_eq!((fails(2), fails(1)), (false, true));
-}
-
-/// The partitions with an error, and those that have recovered, in these events.
-fn errors(events: &[FetchEvent]) -> (Vec<i32>, Vec<i32>) {
-    let (mut failed, mut recovered) = (Vec::new(), Vec::new());
-    for event in events {
-        match event {
-            FetchEvent::PartitionError { partition, .. } => failed.push(partition.partition),
-            FetchEvent::Recovered { partition } => recovered.push(partition.partition),
-            _ => {}
-        }
-    }
-    failed.sort_unstable();
-    (failed, recovered)
-}
-
-#[test]
-fn the_end_of_an_error_is_returned_even_without_a_message() {
-    let mut now = Instant::now();
-    let mut core = core(100_000, 2, now);
-    let mut read = |core: &mut FetchCore, error_code: i16| {
-        now += 2 * SECOND;
-        let plan = fetch(core, 1, now);
-        let outcome = outcome(vec![PartitionOutcome { error_code, ..empty(0) }, empty(1)]);
-        core.on_fetched(1, &plan, outcome, false, now);
-    };
-    let denied = crate::kafka::error_code::TOPIC_AUTHORIZATION_FAILED;
-    for (codes, expected) in [
-        (&[denied][..], (vec![0], vec![])),
-        (&[denied], (vec![0], vec![])),
-        (&[0], (vec![], vec![0])),
-        // Once only.
-        (&[0], (vec![], vec![])),
-        // The error is over before a poll.
-        (&[denied, 0], (vec![], vec![0])),
-        (&[denied, 0, denied], (vec![0], vec![])),
-    ] {
-        codes.iter().for_each(|code| read(&mut core, *code));
-        assert_eq!(errors(&core.take(10)), expected, "{codes:?}");
-    }
-}
-
-#[test]
-fn the_partitions_of_a_broker_that_fails_for_long_are_reported_while_others_are_read() {
-    let now = Instant::now();
-    let mut core = core(100_000, 2, now);
-    core.on_metadata(&["t".into()], &metadata(1, 2, 6), now);
-    let plan = fetch(&mut core, 2, now);
-    respond(&mut core, 2, &plan, 0, now);
-    let plan = fetch(&mut core, 1, now);
-    core.take(10);
-    core.on_failed(1, Some(plan.number), "reset".to_owned(), true, now);
-    assert_eq!(errors(&core.take(10)), (vec![], vec![]), "an idle connection is closed");
-    core.on_failed(1, None, "refused".to_owned(), false, now);
-    assert_eq!(errors(&core.take(10)), (vec![], vec![]), "another leader may be elected");
-    core.on_failed(1, None, "refused".to_owned(), false, now + 3 * SECOND);
-    assert_eq!(errors(&core.take(10)), (vec![1], vec![]));
-    core.on_connected(1, VERSIONS);
-    let plan = fetch(&mut core, 1, now + 5 * SECOND);
-    core.metadata_work(now + 10 * SECOND);
-    assert_eq!(errors(&core.take(10)), (vec![1], vec![]), "it does not respond");
-    respond(&mut core, 1, &plan, 0, now + 11 * SECOND);
-    assert_eq!(errors(&core.take(10)), (vec![], vec![1]));
 }
 
 /// The response for a partition whose data, gzip of zeros, exceeds the limit when it is decoded.

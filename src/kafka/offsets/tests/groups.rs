@@ -211,7 +211,7 @@ fn all_groups_are_listed_and_a_broker_that_hangs_is_named() {
         received.reply(&ListGroupsResponse::default().with_error_code(code).with_groups(groups))
     });
     let mut reader = cluster.reader();
-    let list = reader.list_groups(after(LONG));
+    let list = reader.list_groups(&BTreeSet::new(), after(LONG));
     let mut names: Vec<_> = list.groups.iter().map(|group| &*group.group).collect();
     names.sort_unstable();
     assert_eq!(names, ["group-0", "group-1", "group-2", "moving"]);
@@ -219,17 +219,38 @@ fn all_groups_are_listed_and_a_broker_that_hangs_is_named() {
     assert_eq!(cluster.brokers[0].count::<ListGroupsRequest>(), 1);
 
     lock(&cluster.state).leaders.insert("__consumer_offsets".into(), vec![0, -1]);
-    let list = reader.list_groups(after(LONG));
+    let list = reader.list_groups(&BTreeSet::new(), after(LONG));
     assert_eq!((list.groups.len(), list.failures.len()), (4, 1));
     assert_eq!(&*list.failures[0].reason, "groups are missing: __consumer_offsets-1 has no leader");
     lock(&cluster.state).leaders.clear();
 
     is_hanging.store(1, Ordering::Relaxed);
     let start = Instant::now();
-    let list = reader.list_groups(after(Duration::from_secs(1)));
+    let list = reader.list_groups(&BTreeSet::new(), after(Duration::from_secs(1)));
     assert!(start.elapsed() < LONG / 2);
-    assert_eq!((list.groups.len(), list.failures.len()), (3, 1));
+    assert_eq!((list.groups.len(), list.failures.len(), list.silent), (3, 1, vec![2]));
     assert!(list.failures[0].reason.contains(&cluster.address(2).to_string()), "{}", list.failures[0]);
+    let asked = cluster.brokers[2].count::<ListGroupsRequest>();
+    let list = reader.list_groups(&BTreeSet::from([2]), after(LONG));
+    assert_eq!((list.groups.len(), list.failures.len(), list.silent), (3, 1, vec![]));
+    assert_eq!(&*list.failures[0].reason, "broker 2 did not answer the last requests");
+    assert_eq!(cluster.brokers[2].count::<ListGroupsRequest>(), asked);
+}
+
+#[test]
+fn a_coordinator_is_known_for_a_while_unless_it_is_doubtful() {
+    let cluster = Cluster::start(3, APIS, |_, _, _| Reply::Silence);
+    set_coordinators(&cluster, &[("g", 0), ("h", 1)]);
+    let mut reader = cluster.reader();
+    let names = ["h", "g", "new", "h"].map(Arc::from);
+    let mut coordinators = |doubtful: &[i32]| {
+        let doubtful = doubtful.iter().copied().collect();
+        reader.coordinators(&names, &doubtful, after(Duration::from_secs(1)))
+    };
+    assert_eq!(coordinators(&[]), [Some(1), Some(0), None, Some(1)]);
+    set_coordinators(&cluster, &[("g", 2), ("h", 2)]);
+    assert_eq!(coordinators(&[2]), [Some(1), Some(0), None, Some(1)]);
+    assert_eq!(coordinators(&[1]), [Some(2), Some(0), None, Some(2)]);
 }
 
 #[test]

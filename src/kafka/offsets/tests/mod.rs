@@ -2,7 +2,7 @@ mod cluster;
 mod groups;
 mod log_ends;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

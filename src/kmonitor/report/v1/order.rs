@@ -105,15 +105,17 @@ impl Cursor {
         by_badness.then_with(|| name.cmp(&(Some(index), Some(module), Some(of), Some(topic))))
     }
 
-    /// Writes the place as text that needs no encoding in a URI: the fields, separated by NUL, in hexadecimal.
+    /// Writes the place as text that needs no encoding in a URI: the fields in hexadecimal, separated by `-`. The name
+    /// of a group in Kafka may have any character.
     pub(super) fn text(&self) -> String {
-        let (severity, seconds, delay) = self.badness.unwrap_or_default();
-        let badness =
-            if self.badness.is_some() { format!("{severity}\0{seconds}\0{delay}") } else { "\0\0".to_owned() };
-        let fields = [&badness, &self.cluster, &self.module, &self.source, &self.topic].map(String::as_str).join("\0");
-        let mut text = String::with_capacity(2 * fields.len());
-        for byte in fields.bytes() {
-            write!(text, "{byte:02x}").expect("writing into memory does not fail");
+        let badness = self.badness.map(|(severity, seconds, delay)| format!("{severity},{seconds},{delay}"));
+        let fields = [&badness.unwrap_or_default(), &self.cluster, &self.module, &self.source, &self.topic];
+        let mut text = String::with_capacity(2 * fields.iter().map(|field| field.len() + 1).sum::<usize>());
+        for (index, field) in fields.into_iter().enumerate() {
+            text.push_str(if index == 0 { "" } else { "-" });
+            for byte in field.bytes() {
+                write!(text, "{byte:02x}").expect("writing into memory does not fail");
+            }
         }
         text
     }
@@ -124,19 +126,25 @@ impl Cursor {
     }
 
     fn parsed(text: &str) -> Option<Cursor> {
-        let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
-        let bytes: Option<Vec<u8>> = pairs.iter().map(|[high, low]| Some(digit(high)? << 4 | digit(low)?)).collect();
-        let fields = String::from_utf8(bytes?).ok()?;
-        let fields: Vec<&str> = fields.split('\0').collect();
-        let [severity, seconds, delay, cluster, module, source, topic] = fields[..] else { return None };
-        let badness = match (severity, seconds, delay) {
-            ("", "", "") => None,
-            _ => Some((severity.parse().ok()?, seconds.parse().ok()?, delay.parse().ok()?)),
+        let fields: Vec<String> = text.split('-').map(from_hexadecimal).collect::<Option<_>>()?;
+        let [badness, cluster, module, source, topic] = <[String; 5]>::try_from(fields).ok()?;
+        let badness = match &*badness {
+            "" => None,
+            text => {
+                let numbers: Vec<&str> = text.split(',').collect();
+                let [severity, seconds, delay] = numbers[..] else { return None };
+                Some((severity.parse().ok()?, seconds.parse().ok()?, delay.parse().ok()?))
+            }
         };
-        let [cluster, module, source, topic] = [cluster, module, source, topic].map(str::to_owned);
         Some(Cursor { badness, cluster, module, source, topic })
     }
+}
+
+fn from_hexadecimal(text: &str) -> Option<String> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let bytes: Option<Vec<u8>> = pairs.iter().map(|[high, low]| Some(digit(high)? << 4 | digit(low)?)).collect();
+    String::from_utf8(bytes?).ok()
 }
 
 #[cfg(test)]
@@ -152,10 +160,11 @@ mod tests {
             source: "zookeeper".into(),
             topic: String::new(),
         };
-        for cursor in [cursor.clone(), Cursor { badness: None, ..cursor }] {
+        let hostile = Cursor { module: "a\0b-c,d".into(), ..cursor.clone() };
+        for cursor in [cursor.clone(), hostile, Cursor { badness: None, ..cursor }] {
             assert_eq!(Cursor::parse(&cursor.text()), Ok(cursor));
         }
-        for text in ["0", "zz", "ff", "00", "3500"] {
+        for text in ["", "0", "zz", "ff", "00", "3500", "--", "-----", "35----", "352c362c37-ff---", "352c36----"] {
             assert!(Cursor::parse(text).is_err(), "{text}");
         }
     }

@@ -177,6 +177,23 @@ fn a_refused_batch_stores_nothing() {
 }
 
 #[test]
+fn a_batch_that_never_fits_into_the_memory_is_not_worth_a_retry() {
+    let (fixture, budget) = (batch_fixture(), ByteBudget::new(1000));
+    let (topic, key) = ("t".into(), Some(vec![b'k'; 400]));
+    let defaults = BatchDefaults { topic, key, partition: None, timestamp_ms: None, trace: Vec::new() };
+    let prepare = |count: usize| {
+        let body = b"{\"value\":\"a\"}\n".repeat(count);
+        let prepared = fixture.handler.prepare_batch(BatchFormat::Ndjson, &defaults, body, &mut budget.lease());
+        prepared.map(drop).map_err(|failure| (failure.status, failure.retriable))
+    };
+    // Each message has the default key, so that the messages take more memory than the body.
+    assert_eq!((prepare(2), prepare(3)), (Ok(()), Err((413, false))));
+    let mut others = budget.lease();
+    assert!(others.grow_to(300));
+    assert_eq!((prepare(1), prepare(2), prepare(3)), (Ok(()), Err((503, true)), Err((413, false))));
+}
+
+#[test]
 fn all_messages_get_a_slot_or_none_and_the_last_outcome_sends_the_answer() {
     let fixture = batch_fixture();
     let body = b"{\"value\":\"a\"}\n{\"value\":\"b\"}\n{\"value\":\"c\"}\n";

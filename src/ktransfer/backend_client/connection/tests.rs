@@ -28,6 +28,47 @@ fn a_kept_connection_that_fails_before_the_first_byte_was_closed_idle() {
     }
 }
 
+/// A backend that closes an idle connection sends its end while the next request is on its way.
+#[test]
+fn a_kept_connection_that_was_closed_before_the_request_arrived_was_closed_idle() {
+    use std::io::Read;
+
+    for (is_kept, is_received, is_large) in
+        [(true, false, false), (true, false, true), (false, false, false), (true, true, false)]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into());
+        let exchange = Arc::new(Exchange::default());
+        exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
+        let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
+        let mut connection = BackendConnection::new(Stream::plain(socket), Arc::clone(&exchange), timeouts);
+        connection.is_kept = is_kept;
+        let (mut peer, _) = listener.accept().unwrap();
+        if !is_received {
+            drop(peer);
+            wait_until("the end has arrived", || !connection.stream.is_silent());
+            connection.lent().add_output(4);
+            assert!(connection.send_output().is_ok(), "the socket takes it");
+        } else {
+            connection.lent().add_output(4);
+            assert!(connection.send_output().is_ok());
+            peer.read_exact(&mut [0; 4]).unwrap();
+            drop(peer);
+        }
+        if is_large {
+            wait_until("the rest is refused", || {
+                connection.lent().add_output(4);
+                connection.send_output().is_err()
+            });
+        } else {
+            assert!(connection.receive_head().is_err());
+        }
+        let report = exchange.finish();
+        assert_eq!(report.was_closed_idle, is_kept && !is_received, "{is_kept} {is_received} {is_large}");
+        assert!(report.was_sent && !report.is_aborted && report.failure.is_some());
+    }
+}
+
 /// Makes a connection with TLS. Returns both ends, the server's as its socket.
 #[cfg(feature = "tls")]
 fn tls_connection() -> (Stream, TcpStream) {
@@ -57,27 +98,33 @@ fn tls_connection() -> (Stream, TcpStream) {
 /// A TLS record is written for each 16 KiB, and the writes of one call may fail after the first of them.
 #[cfg(feature = "tls")]
 #[test]
-fn a_kept_connection_that_fails_after_a_part_of_the_request_was_not_closed_idle() {
+fn a_kept_connection_of_which_a_part_of_the_request_was_received_was_not_closed_idle() {
+    use std::io::Read;
     use ureq::unversioned::transport::Buffers;
 
-    let (stream, peer) = tls_connection();
-    // Closes without a reset: the first write is taken, and answered with a reset.
-    drop(peer);
-    let exchange = Arc::new(Exchange::default());
-    exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
-    let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
-    let mut connection = BackendConnection::new(stream, Arc::clone(&exchange), timeouts);
-    connection.is_kept = true;
-    loop {
-        let room = connection.lent().output().len();
-        connection.lent().add_output(room);
-        if connection.send_output().is_err() {
-            break;
+    for is_received in [true, false] {
+        let (stream, peer) = tls_connection();
+        // Closes without a reset: the first write is taken, and answered with a reset.
+        let mut peer = Some(peer).filter(|_| is_received);
+        let exchange = Arc::new(Exchange::default());
+        exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
+        let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
+        let mut connection = BackendConnection::new(stream, Arc::clone(&exchange), timeouts);
+        connection.is_kept = true;
+        loop {
+            let room = connection.lent().output().len();
+            connection.lent().add_output(room);
+            if connection.send_output().is_err() {
+                break;
+            }
+            if let Some(mut peer) = peer.take() {
+                peer.read_exact(&mut [0; 1024]).unwrap();
+            }
         }
+        let report = exchange.finish();
+        assert!(connection.stream.n_written() > 0);
+        assert_eq!((report.was_closed_idle, report.was_sent), (!is_received, true));
     }
-    let report = exchange.finish();
-    assert!(connection.stream.n_written() > 0);
-    assert_eq!((report.was_closed_idle, report.was_sent), (false, true), "the attempt counts");
 }
 
 /// While it receives, a connection sends what the socket did not take before: these bytes reach the backend as well.

@@ -28,6 +28,39 @@ fn a_member_of_another_topic_gets_no_partition() {
 }
 
 #[test]
+fn an_owner_node_that_nobody_deletes_is_named() {
+    let ensemble = InMemoryEnsemble::new();
+    let observer = ensemble.connect(SESSION);
+    create_topic(&*observer, &[1, 1]);
+    // Of no session, so it vanishes with none.
+    create_with_parents(&*observer, "/consumers/g/owners/t/1", b"gone:1", Lifetime::Persistent).unwrap();
+    let keeper: SharedKeeper = ensemble.connect(SESSION);
+    let config = ZookeeperGroupConfig {
+        group: "g".into(),
+        topic: "t".into(),
+        offset_update_interval: PATIENCE,
+        leave_timeout: SESSION,
+    };
+    let mut group = ZookeeperGroup::new(config, Arc::clone(&keeper), Leases::new(keeper));
+    let turn = |group: &mut ZookeeperGroup| {
+        group.round().unwrap();
+        group.claim_some().unwrap();
+        group.pending_events.clear();
+        // As if the dispatcher had received where they begin.
+        group.held.values_mut().for_each(|held| held.progress.stored = Some(0));
+    };
+    turn(&mut group);
+    assert!(group.foreign_since.contains_key(&1) && group.state(Instant::now()).is_ok(), "a hand-over takes a while");
+    group.foreign_since.insert(1, Instant::now().checked_sub(PATIENCE).unwrap());
+    turn(&mut group);
+    let trouble = group.state(Instant::now()).unwrap_err();
+    assert!(trouble.contains("partitions [1] of topic t") && trouble.contains("/consumers/g/owners/t/1"), "{trouble}");
+    observer.delete("/consumers/g/owners/t/1", 0).unwrap();
+    turn(&mut group);
+    assert!(group.held.contains_key(&1) && group.state(Instant::now()).is_ok());
+}
+
+#[test]
 fn beside_the_original_the_range_assignor_is_used() {
     let original = r#"{"pattern":"static","subscription":{"t":1},"timestamp":1400000000,"version":1}"#;
     // Ids of ktransfers begin with the name of the host, so "!" is before and "~" after them.

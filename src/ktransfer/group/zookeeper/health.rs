@@ -1,10 +1,11 @@
 //! Reports the state of a group to `/readyz`, to the metrics and to the log.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::ZookeeperGroup;
 use crate::broker::PartitionId;
+use crate::keeper::paths;
 
 /// Shortest time without an owner after which a partition is reported; a hand-over takes less.
 const MIN_UNOWNED: Duration = Duration::from_secs(10);
@@ -38,20 +39,30 @@ impl ZookeeperGroup {
         failure.or_else(|| is_missing.then(|| format!("topic {} does not exist in ZooKeeper", self.config.topic)))
     }
 
-    /// Returns which partitions are not read, and why: those without an owner for long, and those whose offset is not
-    /// readable.
+    /// Returns which partitions are not read, and why: those without an owner for long, those that another member does
+    /// not release, and those whose offset is not readable.
     fn unread(&self) -> Option<String> {
         let patience = MIN_UNOWNED.max(2 * self.keeper.session_timeout());
-        let long: Vec<PartitionId> =
-            self.unowned_since.iter().filter(|(_, since)| patience <= since.elapsed()).map(|(id, _)| *id).collect();
+        let long = |since: &BTreeMap<PartitionId, Instant>| -> Vec<PartitionId> {
+            since.iter().filter(|(_, since)| patience <= since.elapsed()).map(|(id, _)| *id).collect()
+        };
+        let (unowned, foreign) = (long(&self.unowned_since), long(&self.foreign_since));
         let mut troubles: Vec<String> = self
             .unreadable
             .iter()
             .map(|(partition, why)| format!("partition {partition} is not read: {why}"))
             .collect();
-        if !long.is_empty() {
-            let (topic, seconds) = (&self.config.topic, patience.as_secs());
-            troubles.push(format!("partitions {long:?} of topic {topic} have had no owner for {seconds} s"));
+        let (topic, seconds) = (&self.config.topic, patience.as_secs());
+        if !unowned.is_empty() {
+            troubles.push(format!("partitions {unowned:?} of topic {topic} have had no owner for {seconds} s"));
+        }
+        if let Some(first) = foreign.first() {
+            // The node of a member that is alive goes with its release, that of a dead one with its session.
+            let node = paths::owner(&self.config.group, topic, *first);
+            troubles.push(format!(
+                "partitions {foreign:?} of topic {topic} are assigned to this member, but have had the owner node of \
+                 another one for {seconds} s: if nobody pushes them, delete the node, as {node}"
+            ));
         }
         (!troubles.is_empty()).then(|| troubles.join("; "))
     }

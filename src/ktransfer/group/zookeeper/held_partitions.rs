@@ -47,6 +47,10 @@ impl ZookeeperGroup {
         self.conflict_since = has_conflict.then(|| self.conflict_since.unwrap_or_else(Instant::now));
         self.to_claim = self.assigned.iter().copied().filter(|assigned| !self.held.contains_key(assigned)).collect();
         self.prepare_offset_nodes()?;
+        let (assigned, held) = (&self.assigned, &self.held);
+        self.foreign_since.retain(|partition, _| {
+            owned.contains(partition) && assigned.contains(partition) && !held.contains_key(partition)
+        });
         self.note_unowned(&owned);
         self.delete_stray_claims()
     }
@@ -89,6 +93,7 @@ impl ZookeeperGroup {
             }
             ClaimOutcome::Owned => {
                 self.stray_claims.remove(&partition);
+                self.foreign_since.entry(partition).or_insert_with(Instant::now);
             }
             // The owner node stays: another member could not read the offset either.
             ClaimOutcome::Unreadable(bad) => {

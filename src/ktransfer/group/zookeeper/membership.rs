@@ -173,6 +173,7 @@ impl ZookeeperGroup {
         self.assigned.clear();
         self.stray_claims.clear();
         self.unreadable.clear();
+        self.foreign_since.clear();
         self.kinds.clear();
         self.conflict_since = None;
     }

@@ -322,6 +322,14 @@ impl<'a> History<'a> {
         push.claim.and_then(|_| of_partition.iter().find(|one| one.claim == push.claim)).map(|first| first.began)
     }
 
+    /// Returns the end of the disturbances that hit the instance of `push` before it: they delay what a new owner
+    /// repeats.
+    fn disturbed_until(&self, push: &Push) -> Duration {
+        let hits = |one: &&Disturbance| one.instance.as_deref().is_none_or(|hit| hit == push.instance);
+        let before = self.evidence.disturbances.iter().filter(hits).filter(|one| one.from <= push.began);
+        before.map(|one| one.until).max().unwrap_or_default()
+    }
+
     /// Finds requests of messages that had been delivered before, and looks for the disturbance that explains each. The
     /// latest delivery counts: what was delivered and not stored may be repeated more than once, each time for a reason
     /// of its own.
@@ -337,23 +345,20 @@ impl<'a> History<'a> {
             let Some((delivered, last)) = latest else { continue };
             verdict.n_repeats += 1;
             let taken_over = self.first_of_claim(push).filter(|_| last.claim < push.claim);
+            let delayed = taken_over.map(|taken_over| taken_over.max(self.disturbed_until(push)));
             let explains = |disturbance: &&Disturbance| {
                 let from = disturbance.from.saturating_sub(self.limits.commit_lag);
                 let hit =
                     disturbance.instance.as_deref().is_none_or(|hit| [&*last.instance, &push.instance].contains(&hit));
                 hit && delivered >= from
                     && push.began >= disturbance.from
-                    && push.began <= taken_over.unwrap_or_default().max(disturbance.until) + self.limits.aftermath
+                    && push.began <= delayed.unwrap_or_default().max(disturbance.until) + self.limits.aftermath
             };
             // The latest one is the most likely reason.
             let reason = self.evidence.disturbances.iter().filter(explains).max_by_key(|disturbance| disturbance.from);
             match reason {
                 Some(reason) => *verdict.repeats_by_disturbance.entry(reason.what.clone()).or_default() += 1,
-                None => verdict.unexplained.push(format!(
-                    "{push}, delivered by {} at {:.3} s",
-                    last.instance,
-                    delivered.as_secs_f64()
-                )),
+                None => verdict.unexplained.push(format!("{push}, delivered as {last}")),
             }
         }
     }

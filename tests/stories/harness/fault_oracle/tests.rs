@@ -170,6 +170,12 @@ fn a_repeat_needs_a_disturbance_of_its_time_and_its_instance() {
     let mut late_takeover = evidence("a1@1 0-10 k, a2@1 10-20 k, b3@5 9000-9010 k, b1@5 9100-9110 k");
     late_takeover.disturbances.push(fault(Some("a"), 500, 1000, false));
     expect(&late_takeover, &[]);
+    // The new owner's backend did not answer for five seconds.
+    let mut delayed = evidence("a1@1 0-10 k, a2@1 10-20 k, b3@5 3900-3910 k, b1@5 11000-11010 k");
+    delayed.disturbances = vec![fault(Some("a"), 500, 1000, false), fault(Some("c"), 4000, 9000, false)];
+    expect(&delayed, &["repeats without a reason"]);
+    delayed.disturbances.push(fault(None, 4000, 9000, false));
+    expect(&delayed, &[]);
     // A second repeat is explained by what happened after the first one.
     let mut twice = evidence("a1@1 0-10 k, a2@1 10-20 k, b1@5 4000-4010 k, c1@6 9000-9010 k");
     twice.disturbances = vec![fault(Some("a"), 500, 1000, false), fault(Some("b"), 5000, 8500, false)];

@@ -15,7 +15,7 @@ use crate::locks::lock;
 
 /// The newest view of each cluster. Clones share the views.
 #[derive(Clone)]
-pub(super) struct Board {
+pub(super) struct ViewStore {
     shared: Arc<Shared>,
 }
 
@@ -28,17 +28,17 @@ struct Shared {
 }
 
 /// Write access to the view of one cluster, for its poller.
-pub(super) struct BoardWriter {
-    board: Board,
+pub(super) struct ViewWriter {
+    store: ViewStore,
     index: usize,
 }
 
-impl Board {
-    /// Makes a board for clusters of these names, of which nothing is known.
+impl ViewStore {
+    /// Makes a store for clusters of these names, of which nothing is known.
     pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let clusters =
             names.into_iter().map(|name| Mutex::new(Arc::new(unread(name.into(), boot_instant())))).collect();
-        Board {
+        ViewStore {
             shared: Arc::new(Shared {
                 last: Mutex::new((0, SystemTime::now())),
                 on_publish: OnceLock::new(),
@@ -53,8 +53,8 @@ impl Board {
     }
 
     /// Returns one writer for each cluster, in the order of the configuration.
-    pub(super) fn writers(&self) -> Vec<BoardWriter> {
-        (0..self.shared.clusters.len()).map(|index| BoardWriter { board: self.clone(), index }).collect()
+    pub(super) fn writers(&self) -> Vec<ViewWriter> {
+        (0..self.shared.clusters.len()).map(|index| ViewWriter { store: self.clone(), index }).collect()
     }
 
     /// Returns the view of every cluster, in the order of the configuration.
@@ -66,16 +66,16 @@ impl Board {
     }
 }
 
-impl BoardWriter {
+impl ViewWriter {
     /// Replaces the view of the cluster.
     pub(super) fn publish(&self, view: ClusterView) {
         let view = Arc::new(view);
         // The old view is dropped after the lock is released, because dropping many partitions takes a while.
-        let _old = std::mem::replace(&mut *lock(&self.board.shared.clusters[self.index]), view);
-        let mut last = lock(&self.board.shared.last);
+        let _old = std::mem::replace(&mut *lock(&self.store.shared.clusters[self.index]), view);
+        let mut last = lock(&self.store.shared.last);
         *last = (last.0 + 1, SystemTime::now());
         drop(last);
-        if let Some(call) = self.board.shared.on_publish.get() {
+        if let Some(call) = self.store.shared.on_publish.get() {
             call();
         }
     }
@@ -94,6 +94,7 @@ fn or_unknown(view: Arc<ClusterView>, now: Instant) -> Arc<ClusterView> {
         number: view.number,
         sources: view.sources.clone(),
         cycle: view.cycle,
+        late_after: view.late_after,
         trouble: Some(Trouble { text, since }),
         ..unknown
     })
@@ -111,6 +112,7 @@ fn unread(name: Arc<str>, published: Instant) -> ClusterView {
         trouble: None,
         known: false,
         is_partial: true,
+        late_after: Duration::ZERO,
         valid_for: Duration::MAX,
         modules: Vec::new(),
         counts: [0; 6],
@@ -126,13 +128,13 @@ mod tests {
 
     #[test]
     fn a_view_is_returned_until_its_poller_hangs() {
-        let board = Board::new(["a", "b"]);
-        let writers = board.writers();
-        let known = || board.view().clusters.iter().map(|cluster| cluster.known).collect::<Vec<_>>();
-        assert_eq!((known(), board.view().number), (vec![false, false], 0));
+        let store = ViewStore::new(["a", "b"]);
+        let writers = store.writers();
+        let known = || store.view().clusters.iter().map(|cluster| cluster.known).collect::<Vec<_>>();
+        assert_eq!((known(), store.view().number), (vec![false, false], 0));
         let now = Instant::now();
         writers[1].publish(ClusterView { known: true, ..unread("b".into(), now) });
-        assert_eq!((known(), board.view().number), (vec![false, true], 1));
+        assert_eq!((known(), store.view().number), (vec![false, true], 1));
         let valid_for = Duration::from_secs(60);
         let view = Arc::new(ClusterView { known: true, valid_for, ..unread("b".into(), now) });
         assert!(or_unknown(view.clone(), now + Duration::from_secs(60)).known);

@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 /// The requests of one source.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct RateLimit {
     per_second: u64,
     /// The time at which the requests so far would have been sent one after the other.
     until: Instant,
 }
 
-impl Pace {
+impl RateLimit {
     /// Allows `per_second` requests in a second, at least one.
     pub(super) fn new(per_second: u64, now: Instant) -> Self {
-        Pace { per_second: per_second.max(1), until: now }
+        RateLimit { per_second: per_second.max(1), until: now }
     }
 
     /// The number of requests in a second.
@@ -40,16 +40,16 @@ mod tests {
     #[test]
     fn requests_are_spread_over_the_time_that_they_may_take() {
         let start = Instant::now();
-        let mut pace = Pace::new(2_000, start);
+        let mut rate = RateLimit::new(2_000, start);
         let second = Duration::from_secs(1);
         let mut after = |requests, now| {
-            pace.count(requests, now);
-            pace.wait(now)
+            rate.count(requests, now);
+            rate.wait(now)
         };
         assert_eq!(after(1_000, start), second / 2);
         assert_eq!(after(1_000, start + second / 2), second / 2);
         assert_eq!(after(0, start + second * 10), Duration::ZERO);
         assert_eq!(after(4_000, start + second * 10), second * 2, "the time without requests is not saved up");
-        assert_eq!(pace.wait(start + second * 11), second);
+        assert_eq!(rate.wait(start + second * 11), second);
     }
 }
