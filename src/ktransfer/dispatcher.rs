@@ -15,7 +15,7 @@ mod claims;
 mod filter;
 mod hold;
 mod interruption;
-mod log_track;
+mod log_position;
 mod offsets;
 mod operator;
 mod outbox;

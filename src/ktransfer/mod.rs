@@ -39,7 +39,7 @@
 //! the method of the message is not configured, or when the message was given up: dropped, or stored as a dead letter.
 
 mod admin_port;
-mod attempt_board;
+mod attempt_table;
 mod backend_client;
 mod backends;
 mod config;

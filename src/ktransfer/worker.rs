@@ -301,14 +301,14 @@ impl Worker {
                     "module [{module}]: worker[{number}] fail push, retry in {pause_ms}ms: {fields}"
                 );
                 self.context.attempts.note_failure(job, attempt, &outcome, server);
-                pending.is_on_board = true;
+                pending.has_failure = true;
                 self.park(queue, pending, pause);
             }
             NextStep::GiveUp(cause) => {
                 if self.context.dead_letters.is_some() {
                     // For operators, while the message waits for its dead letter.
                     self.context.attempts.note_failure(job, attempt, &outcome, server);
-                    pending.is_on_board = true;
+                    pending.has_failure = true;
                 }
                 let last = LastAttempt { number: attempt, outcome: &outcome, url: &url, took };
                 self.give_up(queue, pending, GiveUpReason::AfterAttempt(cause, last));

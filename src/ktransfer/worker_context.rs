@@ -3,7 +3,7 @@
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-use super::attempt_board::AttemptBoard;
+use super::attempt_table::AttemptTable;
 use super::backend_client::{BackendResolver, ClientProfile, HttpClient};
 use super::backends::{BackendRotation, Backends, Choice, ChosenBackend, NextPush, PushVerdict};
 use super::config::ModuleConfig;
@@ -28,7 +28,7 @@ pub(super) struct WorkerContext {
     /// The slots of the messages that are pushed and not done.
     pub(super) slots: WindowSlots,
     /// The pushes on the wire, and the messages whose latest attempt failed.
-    pub(super) attempts: AttemptBoard,
+    pub(super) attempts: AttemptTable,
     /// The settings in force. The lock is held for the choice of a backend and for the end of a push, never across IO.
     settings: RwLock<Arc<PushSettings>>,
 }
@@ -65,7 +65,7 @@ impl WorkerContext {
             metrics,
             dead_letters,
             slots: WindowSlots::new(config.window_size.get()),
-            attempts: AttemptBoard::new(config.worker_num.get()),
+            attempts: AttemptTable::new(config.worker_num.get()),
             settings: RwLock::new(Arc::new(settings)),
             config,
         }

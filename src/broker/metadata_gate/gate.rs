@@ -151,7 +151,7 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
             && let Some(error) = self.violation(&append, rules)
         {
             // The topic may have other rules by now.
-            self.state.doubt(&append.record.topic);
+            self.state.refresh_soon(&append.record.topic);
             return Err(NotSubmitted::Failed((append.completion, error)));
         }
         self.engine.submit(append, partition_count)

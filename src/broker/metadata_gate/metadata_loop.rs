@@ -96,7 +96,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             if stop.is_triggered() {
                 self.refresh_awaited();
             } else {
-                self.gate.state.apply_doubted();
+                self.gate.state.apply_refused();
                 self.refresh_topics();
                 self.read_rules();
             }

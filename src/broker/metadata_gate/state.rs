@@ -87,7 +87,7 @@ pub(in crate::broker) struct GateState<C> {
     /// Known topics that an engine found missing, to look up again; there are no more than known topics.
     pub(super) invalidated: Mutex<HashSet<String>>,
     /// Known topics to which a message was refused, to refresh; there are no more than known topics.
-    pub(super) doubted: Mutex<HashSet<Arc<str>>>,
+    pub(super) refused: Mutex<HashSet<Arc<str>>>,
     /// Whether a broker confirmed a message since the latest check whether a broker can be reached.
     pub(super) has_confirmed: AtomicBool,
     /// Wakes the metadata thread. One token is enough, so nothing is lost if the channel is full.
@@ -128,7 +128,7 @@ impl<C: Completion> GateState<C> {
             topics,
             is_closed: AtomicBool::new(false),
             invalidated: Mutex::default(),
-            doubted: Mutex::default(),
+            refused: Mutex::default(),
             has_confirmed: AtomicBool::new(false),
             wake,
             woken,
@@ -162,11 +162,11 @@ impl<C: Completion> GateState<C> {
     }
 
     /// Refreshes a known topic soon, because a message to it was refused. New appends do not wait for it.
-    pub(in crate::broker) fn doubt(&self, topic: &Arc<str>) {
+    pub(in crate::broker) fn refresh_soon(&self, topic: &Arc<str>) {
         // The metadata thread looks at it at the latest with its next check.
-        let mut doubted = lock(&self.doubted);
-        if !doubted.contains(topic) {
-            doubted.insert(Arc::clone(topic));
+        let mut refused = lock(&self.refused);
+        if !refused.contains(topic) {
+            refused.insert(Arc::clone(topic));
         }
     }
 
@@ -178,12 +178,12 @@ impl<C: Completion> GateState<C> {
         }
     }
 
-    /// Applies [`doubt`](Self::doubt).
-    pub(super) fn apply_doubted(&self) {
-        let doubted = std::mem::take(&mut *lock(&self.doubted));
-        if !doubted.is_empty() {
+    /// Applies [`refresh_soon`](Self::refresh_soon).
+    pub(super) fn apply_refused(&self) {
+        let refused = std::mem::take(&mut *lock(&self.refused));
+        if !refused.is_empty() {
             let mut topics = self.write_topics();
-            doubted.iter().for_each(|topic| topics.doubt(topic));
+            refused.iter().for_each(|topic| topics.refresh_soon(topic));
         }
     }
 

@@ -313,7 +313,7 @@ fn known_topics_are_refreshed_although_names_that_do_not_exist_are_looked_up_all
     };
     append(&gate, "made-up", None, Box::new(|_| {}));
     assert!(outcome_of("t").is_ok());
-    // The rules are read, and after a doubt the partitions are counted.
+    // The rules are read, and after a refusal the partitions are counted.
     let started = Instant::now();
     while outcome_of("t").is_ok() {
         assert!(started.elapsed() < Duration::from_secs(30), "the rules are not read");
@@ -321,7 +321,7 @@ fn known_topics_are_refreshed_although_names_that_do_not_exist_are_looked_up_all
     }
     let (sender, refreshed) = crossbeam_channel::bounded(1);
     *crate::locks::lock(&client.refreshed) = Some(sender);
-    state.doubt(&"t".into());
+    state.refresh_soon(&"t".into());
     let topics = refreshed.recv_timeout(Duration::from_secs(30)).expect("the topic is not refreshed");
     assert_eq!(topics, ["t".into()]);
     gate.close();

@@ -31,7 +31,7 @@ use crate::kafka::metadata::{MetadataResponse, MetadataTopics, TopicMetadata};
 use crate::kafka::metadata_client::{ClientError, MetadataClient as KafkaMetadata};
 use crate::kafka::producer::client::{KafkaProducer, MetadataSink, ProducerConfig as ClientConfig};
 use crate::kafka::producer::message::{AcksLevel, ProducerMessage};
-use crate::kafka::producer::outcome::{self, EndedWithReason, Gathered, Limits, Outcome};
+use crate::kafka::producer::outcome::{self, EndedWithReason, Limits, Outcome, QueuedMessage};
 use crate::kafka::record_batch::{BatchBuilder, HEADER_BYTES, RecordView};
 use crate::supervise::Supervisor;
 
@@ -105,8 +105,8 @@ impl<C: Completion> NativeProducer<C> {
         };
         let wait = connector.config().request_timeout;
         let state = GateState::new(config);
-        let suspected = Arc::clone(&state);
-        producer.on_suspect(move |topic| suspected.doubt(topic));
+        let gate_state = Arc::clone(&state);
+        producer.on_possible_refusal(move |topic| gate_state.refresh_soon(topic));
         let engine =
             Engine { producer, codec: settings.codec, partitioner: config.partitioner, state: Arc::clone(&state) };
         let gate = metadata_gate::start(engine, state, config, metadata, wait, supervisor);
@@ -188,7 +188,7 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
     }
 }
 
-impl<C: Completion> Gathered for NativeMessage<C> {
+impl<C: Completion> QueuedMessage for NativeMessage<C> {
     fn cost_bytes(&self) -> usize {
         self.cost_bytes
     }
@@ -240,7 +240,7 @@ impl<C: Completion> NativeMessage<C> {
                 return Ok(Appended { partition: self.partition, offset });
             }
             Outcome::Rejected(error, stored) => {
-                self.state.doubt(topic);
+                self.state.refresh_soon(topic);
                 let has_own_time = self.record.timestamp_ms.is_some();
                 rejected(error, stored_of(stored), topic, reason, has_own_time)
             }

@@ -8,7 +8,7 @@ use super::{LookupAnswer, LookupResult, TopicTable};
 use crate::broker::topic_rules::TopicRules;
 
 /// Age at which a known topic is refreshed after a refusal.
-const DOUBTED_AGE: Duration = Duration::from_secs(1);
+const REFUSED_AGE: Duration = Duration::from_secs(1);
 /// Time for which refreshes must report a known topic as missing before it is forgotten: then it was deleted.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
@@ -96,10 +96,10 @@ impl<W> TopicTable<W> {
     }
 
     /// A message to a known topic was refused: refreshes it within about a second.
-    pub(in crate::broker) fn doubt(&mut self, topic: &str) {
+    pub(in crate::broker) fn refresh_soon(&mut self, topic: &str) {
         if let Some(Topic::Known(known)) = self.topics.get_mut(topic) {
-            known.refresh_at = known.refresh_at.min(known.since + DOUBTED_AGE);
-            known.rules_at = known.rules_at.min(known.rules_since + DOUBTED_AGE);
+            known.refresh_at = known.refresh_at.min(known.since + REFUSED_AGE);
+            known.rules_at = known.rules_at.min(known.rules_since + REFUSED_AGE);
         }
     }
 

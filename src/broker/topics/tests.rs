@@ -243,7 +243,7 @@ fn rules_are_read_at_once_then_at_intervals_and_a_second_after_a_refusal() {
     assert!(topics.topics_with_stale_rules(9, at(start, 9_999)).is_empty());
     assert_eq!(topics.topics_with_stale_rules(9, at(start, 10_000)), [Arc::clone(&name)]);
     for _ in 0..100 {
-        topics.doubt("t");
+        topics.refresh_soon("t");
     }
     assert!(topics.topics_with_stale_rules(9, at(start, 999)).is_empty() && topics.stale_topics(9, start).is_empty());
     assert_eq!(topics.topics_with_stale_rules(9, at(start, 1_000)), [Arc::clone(&name)]);
@@ -292,13 +292,13 @@ fn each_known_topic_is_refreshed_however_many_there_are() {
 }
 
 #[test]
-fn topics_that_are_doubted_all_the_time_do_not_keep_others_from_being_refreshed() {
+fn topics_that_refuse_messages_all_the_time_do_not_keep_others_from_being_refreshed() {
     let (mut topics, names, start) = known_topics(21);
-    let (other, doubted) = names.split_first().expect("there are topics");
+    let (other, refused) = names.split_first().expect("there are topics");
     let mut latest = start;
     for second in 1..=60 {
         let now = at(start, second * 1_000);
-        doubted.iter().for_each(|name| topics.doubt(name));
+        refused.iter().for_each(|name| topics.refresh_soon(name));
         for name in topics.stale_topics(16, now) {
             topics.refreshed(&name, LookupAnswer::Exists(1), now);
             latest = if name == *other { now } else { latest };

@@ -69,8 +69,8 @@ impl<M: ProducerMessage> KafkaProducer<M> {
 
     /// Calls `handler` with topics that a broker may have refused at acks=0: it closed the connection after a request.
     /// Only the first handler counts.
-    pub fn on_suspect(&self, handler: impl Fn(&Arc<str>) + Send + Sync + 'static) {
-        self.shared.set_on_suspect(Box::new(handler));
+    pub fn on_possible_refusal(&self, handler: impl Fn(&Arc<str>) + Send + Sync + 'static) {
+        self.shared.set_on_possible_refusal(Box::new(handler));
     }
 
     /// Takes over metadata from a response.

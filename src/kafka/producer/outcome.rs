@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 pub use crate::kafka::metadata::BrokerId;
 
-/// A message that a [`Gather`](super::gather::Gather) can queue.
-pub trait Gathered {
+/// A message that a [`RecordAccumulator`](super::accumulator::RecordAccumulator) can queue.
+pub trait QueuedMessage {
     /// Upper bound of the bytes that the message adds to a batch.
     fn cost_bytes(&self) -> usize;
 
@@ -31,7 +31,8 @@ pub enum Outcome {
     Appended(Option<i64>),
     /// The broker rejected the message with this error code of the protocol.
     Rejected(i16, Stored),
-    /// The deadline of the message passed, or [`Gather::drain_all`](super::gather::Gather::drain_all) ended it.
+    /// The deadline of the message passed, or
+    /// [`RecordAccumulator::drain_all`](super::accumulator::RecordAccumulator::drain_all) ended it.
     TimedOut(Stored),
     /// The message was not sent, because a quota of the broker leaves no time for it before its deadline. The next
     /// message can be sent after this time.

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::batch_size::BatchSize;
-use super::outcome::{BrokerId, EndedMessage, Gathered, Limits, Outcome, Stored};
+use super::outcome::{BrokerId, EndedMessage, Limits, Outcome, QueuedMessage, Stored};
 use crate::kafka::error_code::{INVALID_PRODUCER_EPOCH, OUT_OF_ORDER_SEQUENCE_NUMBER, UNKNOWN_PRODUCER_ID};
 use crate::kafka::record_batch::ProducerState;
 
@@ -63,7 +63,7 @@ pub(super) struct Partition<M> {
     pub(super) indexed_deadline: Option<Instant>,
 }
 
-impl<M: Gathered> Partition<M> {
+impl<M: QueuedMessage> Partition<M> {
     pub(super) fn new() -> Self {
         Partition {
             leader: None,
@@ -345,7 +345,7 @@ impl<M: Gathered> Partition<M> {
     /// Returns the earliest deadline of the messages, `None` without messages.
     pub(super) fn earliest_deadline(&self) -> Option<Instant> {
         let batch = self.batch.as_ref().and_then(|batch| batch.messages.iter().flatten().next());
-        batch.or(self.waiting.front()).map(Gathered::deadline)
+        batch.or(self.waiting.front()).map(QueuedMessage::deadline)
     }
 
     fn begin_backoff(&mut self, limits: &Limits, now: Instant) {
@@ -371,6 +371,6 @@ impl<M: Gathered> Partition<M> {
 }
 
 /// Returns the size of a message for the limits. At least one byte, so that a smaller batch has fewer messages.
-fn cost_of(message: &impl Gathered) -> usize {
+fn cost_of(message: &impl QueuedMessage) -> usize {
     message.cost_bytes().max(1)
 }

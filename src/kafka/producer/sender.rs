@@ -62,7 +62,7 @@ pub(super) struct Sender<M> {
     pub(super) buffers: Buffers,
     /// With acks=0, the topics of the latest two requests, each with its largest batch of several messages (or 0): if
     /// the broker closes the connection, it is probably because it refused one of them.
-    pub(super) suspects: [Vec<(Arc<str>, usize)>; 2],
+    pub(super) latest_topics: [Vec<(Arc<str>, usize)>; 2],
 }
 
 impl<M: ProducerMessage> Sender<M> {
@@ -83,7 +83,7 @@ impl<M: ProducerMessage> Sender<M> {
             has_lingered: false,
             is_refused_as_leader: false,
             buffers: Buffers::default(),
-            suspects: Default::default(),
+            latest_topics: Default::default(),
         }
     }
 
@@ -113,7 +113,7 @@ impl<M: ProducerMessage> Sender<M> {
 
     /// Returns when there is something to do; `None` without messages for the broker.
     fn due(&self, level: &LevelState<M>, now: Instant) -> Option<Instant> {
-        let send_at = level.gather.next_due(self.broker, now);
+        let send_at = level.accumulator.next_due(self.broker, now);
         let request_id_at = level.awaits_producer_id(self.broker).then(|| self.next_id_request.max(now));
         [send_at, request_id_at].into_iter().flatten().min()
     }
@@ -163,11 +163,11 @@ impl<M: ProducerMessage> Sender<M> {
         }
         if self.connection.as_mut().is_some_and(|connection| is_unchecked && connection.is_closed()) {
             self.disconnect();
-            self.shared.doubt_leader(self.broker);
+            self.shared.mark_topics_of(self.broker);
             if self.level.acks == AcksLevel::None {
-                self.suspect_sizes();
-                self.shared.suspect(self.suspects.iter().flatten().map(|(topic, _)| topic));
-                self.suspects = Default::default();
+                self.reduce_sizes();
+                self.shared.report_possible_refusal(self.latest_topics.iter().flatten().map(|(topic, _)| topic));
+                self.latest_topics = Default::default();
                 if idle < CLOSED_SOON {
                     self.not_before = Some(Instant::now() + CLOSED_SOON_PAUSE);
                     return false;
@@ -184,9 +184,9 @@ impl<M: ProducerMessage> Sender<M> {
     }
 
     /// The broker has closed a connection with acks=0, perhaps because a batch was too large.
-    fn suspect_sizes(&self) {
+    fn reduce_sizes(&self) {
         let now = Instant::now();
-        for (topic, bytes) in self.suspects.iter().flatten().filter(|(_, bytes)| *bytes > 0) {
+        for (topic, bytes) in self.latest_topics.iter().flatten().filter(|(_, bytes)| *bytes > 0) {
             self.shared.change_limit(topic, |limit| limit.record_closed(*bytes, now));
         }
     }
@@ -259,7 +259,7 @@ impl<M: ProducerMessage> Sender<M> {
         debug!("{}: {reason}", self.level.acks.name());
         self.disconnect();
         self.level.lock().set_failure(self.broker, reason);
-        self.shared.doubt_leader(self.broker);
+        self.shared.mark_topics_of(self.broker);
         (self.not_before, self.next_probe) = (Some(Instant::now() + self.backoff.next()), None);
     }
 
@@ -276,7 +276,7 @@ impl<M: ProducerMessage> Sender<M> {
     /// response counts: a broker that hangs delays only the partitions that it leads. Partitions that have an id are
     /// sent whether this succeeds or not.
     fn provide_producer_id(&mut self) {
-        if self.level.acks != AcksLevel::All || !self.level.lock().gather.needs_producer() {
+        if self.level.acks != AcksLevel::All || !self.level.lock().accumulator.needs_producer() {
             return;
         }
         let now = Instant::now();

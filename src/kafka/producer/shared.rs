@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::doubted::DoubtedTopics;
 use super::leaders::{ClusterView, LeaderHint};
 use super::level::{AfterAppend, BatchLimits, Level, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::{EndedMessage, EndedWithReason, Limits, Outcome, Stored};
+use super::stale_topics::StaleTopics;
 use super::topic_limit::TopicLimit;
 use crate::kafka::compression::Codec;
 use crate::kafka::config::BrokerAddress;
@@ -57,7 +57,7 @@ pub(super) struct Shared<M> {
     pub(super) config: ProducerConfig,
     levels: [Arc<Level<M>>; 3],
     view: Mutex<ClusterView>,
-    doubted: DoubtedTopics,
+    stale_topics: StaleTopics,
     /// Ends the metadata request in progress.
     metadata_disconnect: Disconnect,
     is_closed: AtomicBool,
@@ -71,11 +71,11 @@ pub(super) struct Shared<M> {
     supervisor: Supervisor,
     /// Runs the sender of a level to a broker until it ends.
     run_sender: RunSender<M>,
-    on_suspect: OnceLock<SuspectHandler>,
+    on_possible_refusal: OnceLock<RefusalHandler>,
 }
 
 /// Receives the topics that a broker may have refused at acks=0.
-type SuspectHandler = Box<dyn Fn(&Arc<str>) + Send + Sync>;
+type RefusalHandler = Box<dyn Fn(&Arc<str>) + Send + Sync>;
 
 /// Runs a sender; a pointer, because senders use [`Shared`] themselves.
 pub(super) type RunSender<M> = fn(Arc<Shared<M>>, Arc<Level<M>>, BrokerId);
@@ -118,7 +118,7 @@ impl<M: ProducerMessage> Shared<M> {
             config,
             levels: AcksLevel::EACH.map(level),
             view: Mutex::default(),
-            doubted: DoubtedTopics::default(),
+            stale_topics: StaleTopics::default(),
             metadata_disconnect: Disconnect::new(),
             is_closed: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
@@ -128,7 +128,7 @@ impl<M: ProducerMessage> Shared<M> {
             deadline_thread: Mutex::default(),
             supervisor: supervisor.clone(),
             run_sender,
-            on_suspect: OnceLock::new(),
+            on_possible_refusal: OnceLock::new(),
         })
     }
 
@@ -195,7 +195,7 @@ impl<M: ProducerMessage> Shared<M> {
             AfterAppend::Nothing => {}
             AfterAppend::Wake(thread) => thread.unpark(),
             AfterAppend::Start(broker) => self.start_sender(level, broker),
-            AfterAppend::FindLeader(topic) => self.doubted.add([topic]),
+            AfterAppend::FindLeader(topic) => self.stale_topics.add([topic]),
             AfterAppend::End(message, outcome, reason) => message.end(outcome, reason),
         }
     }
@@ -328,35 +328,35 @@ impl<M: ProducerMessage> Shared<M> {
     }
 
     /// Requests metadata of all topics in use with a partition that `broker` leads.
-    pub(super) fn doubt_leader(&self, broker: BrokerId) {
+    pub(super) fn mark_topics_of(&self, broker: BrokerId) {
         let now = Instant::now();
         for level in &self.levels {
             let topics = level.lock().topics_of(broker, now);
-            self.doubted.add(topics);
+            self.stale_topics.add(topics);
         }
     }
 
     /// Requests metadata of these topics; a leader that the response named is used at once.
-    pub(super) fn doubt_partitions(self: &Arc<Self>, hints: &[LeaderHint], nodes: &[NodeAddress]) {
+    pub(super) fn mark_partitions(self: &Arc<Self>, hints: &[LeaderHint], nodes: &[NodeAddress]) {
         let changed = lock(&self.view).apply_hints(hints, nodes);
         self.pass_changed(&changed);
-        self.doubted.add(hints.iter().map(|(topic, ..)| Arc::clone(topic)));
+        self.stale_topics.add(hints.iter().map(|(topic, ..)| Arc::clone(topic)));
     }
 
-    /// See `KafkaProducer::on_suspect`; only the first call counts.
-    pub(super) fn set_on_suspect(&self, handler: SuspectHandler) {
-        let _ = self.on_suspect.set(handler);
+    /// See `KafkaProducer::on_possible_refusal`; only the first call counts.
+    pub(super) fn set_on_possible_refusal(&self, handler: RefusalHandler) {
+        let _ = self.on_possible_refusal.set(handler);
     }
 
     /// A broker has closed a connection with acks=0, perhaps because it refused one of these topics.
-    pub(super) fn suspect<'a>(&self, topics: impl Iterator<Item = &'a Arc<str>>) {
-        if let Some(handler) = self.on_suspect.get() {
+    pub(super) fn report_possible_refusal<'a>(&self, topics: impl Iterator<Item = &'a Arc<str>>) {
+        if let Some(handler) = self.on_possible_refusal.get() {
             topics.for_each(handler);
         }
     }
 
-    pub(super) fn doubted(&self) -> &DoubtedTopics {
-        &self.doubted
+    pub(super) fn stale_topics(&self) -> &StaleTopics {
+        &self.stale_topics
     }
 
     /// Whether a partition of the topic has messages and no leader.
@@ -390,7 +390,7 @@ impl<M: ProducerMessage> Shared<M> {
     }
 
     fn has_ended_all(&self) -> bool {
-        self.levels.iter().all(|level| level.lock().gather.message_count() == 0)
+        self.levels.iter().all(|level| level.lock().accumulator.message_count() == 0)
             && self.ending_count.load(Ordering::SeqCst) == 0
     }
 
@@ -421,7 +421,7 @@ impl<M: ProducerMessage> Shared<M> {
             ending.end_all(ended.into_iter().map(closed));
         }
         self.metadata_disconnect.disconnect();
-        self.doubted.wake();
+        self.stale_topics.wake();
         self.wake_deadline_thread();
     }
 

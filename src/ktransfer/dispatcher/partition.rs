@@ -8,7 +8,7 @@ use std::time::Instant;
 use prometheus::IntGauge;
 
 use super::hold::{Head, Interruption};
-use super::log_track::LogTrack;
+use super::log_position::LogPosition;
 use crate::broker::{Message, Offset};
 use crate::ktransfer::fetcher::StartPosition;
 use crate::ktransfer::group::{Claim, Generation, GroupCommand};
@@ -57,7 +57,7 @@ pub(super) struct ClaimedPartition {
     /// Those whose messages may have been replaced since: their letters say nothing about the present log.
     void_letters: BTreeSet<(Offset, WindowId)>,
     /// How far the partition was read, and in which log.
-    pub(super) log: LogTrack,
+    pub(super) log: LogPosition,
     /// The highest leader epoch that had been read when the messages were done that the window takes as done before;
     /// `None` if it is unknown.
     done_before_epoch: Option<i32>,
@@ -105,7 +105,7 @@ impl ClaimedPartition {
             log_since: window_id,
             letters: BTreeSet::new(),
             void_letters: BTreeSet::new(),
-            log: LogTrack::starting_at(start),
+            log: LogPosition::starting_at(start),
             // A snapshot of an earlier version has only the epoch of the commit point.
             done_before_epoch: claim.position.as_ref().and_then(|stored| stored.read_epoch.or(stored.leader_epoch)),
             in_flight: 0,
@@ -220,7 +220,7 @@ impl ClaimedPartition {
         }
         self.window = Window::starting_at(start.offset);
         self.done_before_epoch = None;
-        self.log = LogTrack::starting_at(Some(start));
+        self.log = LogPosition::starting_at(Some(start));
         self.commit_sent = Some(start.offset);
         self.commit_point.set(start.offset);
         self.held_back.clear();
@@ -238,7 +238,7 @@ impl ClaimedPartition {
             None => Window::new(),
         };
         self.done_before_epoch = self.read_epoch();
-        self.log = LogTrack::starting_at(start);
+        self.log = LogPosition::starting_at(start);
         start
     }
 

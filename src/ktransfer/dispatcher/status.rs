@@ -10,7 +10,7 @@ use super::Dispatcher;
 use super::hold::Head;
 use super::partition::{ClaimedPartition, ReleaseState};
 use crate::broker::PartitionId;
-use crate::ktransfer::attempt_board::{ClaimedOffset, PushOnWire};
+use crate::ktransfer::attempt_table::{ClaimedOffset, PushOnWire};
 use crate::ktransfer::operations::{
     HeadState, HeadStatus, MessageRates, ModuleStatus, PartitionState, PartitionStatus, WindowStatus,
 };

@@ -69,8 +69,8 @@ impl Worker {
 
     fn acknowledge(&self, mut pending: PendingJob, end: JobEnd) {
         self.release_slot(&mut pending);
-        let PendingJob { job, has_waited, is_on_board, .. } = pending;
-        if is_on_board {
+        let PendingJob { job, has_waited, has_failure, .. } = pending;
+        if has_failure {
             self.context.attempts.forget(&job);
         }
         let ack = Ack {

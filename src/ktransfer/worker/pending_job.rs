@@ -24,8 +24,8 @@ pub(super) struct PendingJob {
     pub(super) has_waited: bool,
     /// The dead letter that the job ends with; `None` while it is to be pushed.
     pub(super) letter: Option<Box<PendingLetter>>,
-    /// Whether the attempt board has its latest failure.
-    pub(super) is_on_board: bool,
+    /// Whether the table of attempts has its latest failure.
+    pub(super) has_failure: bool,
 }
 
 impl Queued for PendingJob {
@@ -55,7 +55,7 @@ impl PendingJob {
             n_lease_waits: 0,
             has_waited: false,
             letter: None,
-            is_on_board: false,
+            has_failure: false,
         }
     }
 

@@ -150,7 +150,7 @@ fn the_partition_count_of_a_broker_that_lags_behind_is_ignored() {
 }
 
 #[test]
-fn a_partition_that_was_deleted_meanwhile_makes_the_topic_doubtful() {
+fn a_partition_that_was_deleted_meanwhile_causes_a_lookup() {
     for stored in [Stored::No, Stored::Unknown] {
         let error = rejected(code::UNKNOWN_TOPIC_OR_PARTITION, stored, "t", "", true);
         assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, stored));

@@ -14,7 +14,7 @@ use crate::kafka::metadata::MetadataTopics;
 use crate::kafka::metadata_client::MetadataClient;
 use crate::kafka::producer::client::{KafkaProducer, ProducerConfig};
 use crate::kafka::producer::message::ProducerMessage;
-use crate::kafka::producer::outcome::{Gathered, Limits};
+use crate::kafka::producer::outcome::{Limits, QueuedMessage};
 use crate::kafka::record_batch::RecordView;
 use crate::kafka::testkit::TestCluster;
 use crate::locks::{lock, wait_timeout};
@@ -91,7 +91,7 @@ pub(super) struct InProducer {
     record: Arc<Record>,
 }
 
-impl Gathered for InProducer {
+impl QueuedMessage for InProducer {
     fn cost_bytes(&self) -> usize {
         let headers = self.message.headers.iter();
         70 + self.message.padding

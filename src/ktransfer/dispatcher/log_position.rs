@@ -1,4 +1,4 @@
-//! Tracks the log that the offsets of a partition belong to, and the position up to which it was read.
+//! The log that the offsets of a partition belong to, and the position up to which it was read.
 //!
 //! The group stores the identity of the log with the offset. So the next owner detects a topic that was deleted and
 //! created again, even if its end is beyond the offset by then, and can find out up to where a log is the same after an
@@ -15,7 +15,7 @@ const MAX_EPOCHS: usize = 64;
 
 /// The log of one window.
 #[derive(Debug, Default)]
-pub(super) struct LogTrack {
+pub(super) struct LogPosition {
     topic_id: Option<TopicId>,
     /// Leader epochs with the first offset that has them; both rise.
     epochs: VecDeque<(Offset, i32)>,
@@ -27,12 +27,12 @@ pub(super) struct LogTrack {
     known: LogIdentity,
 }
 
-impl LogTrack {
+impl LogPosition {
     /// A log that is read from the stored position `start`; `None` if nothing is stored.
-    pub(super) fn starting_at(start: Option<StartPosition>) -> LogTrack {
-        let Some(StartPosition { offset, log }) = start else { return LogTrack::default() };
+    pub(super) fn starting_at(start: Option<StartPosition>) -> LogPosition {
+        let Some(StartPosition { offset, log }) = start else { return LogPosition::default() };
         let epochs = log.leader_epoch.map(|epoch| (Offset::MIN, epoch)).into_iter().collect();
-        LogTrack { topic_id: log.topic_id, epochs, last_message: None, next: Some(offset), known: log }
+        LogPosition { topic_id: log.topic_id, epochs, last_message: None, next: Some(offset), known: log }
     }
 
     /// Returns the id of the topic; `None` if it is unknown.
@@ -124,32 +124,32 @@ mod tests {
     #[test]
     fn a_commit_point_has_the_epoch_of_the_message_before_it() {
         let stored = LogIdentity { topic_id: Some([1; 16]), leader_epoch: Some(3) };
-        let mut track = LogTrack::starting_at(Some(StartPosition { offset: 50, log: stored }));
-        assert_eq!((track.next(), track.last_message()), (Some(50), None));
-        track.receive(&batch(50..60, 61, 3));
-        track.receive(&batch(61..70, 70, 5));
-        assert_eq!((track.next(), track.last_message()), (Some(70), Some(69)));
-        assert_eq!(track.new_identity(61), None, "the group knows this log");
-        assert_eq!(track.identity(62).leader_epoch, Some(5));
-        let moved = track.new_identity(62).expect("another epoch");
+        let mut position = LogPosition::starting_at(Some(StartPosition { offset: 50, log: stored }));
+        assert_eq!((position.next(), position.last_message()), (Some(50), None));
+        position.receive(&batch(50..60, 61, 3));
+        position.receive(&batch(61..70, 70, 5));
+        assert_eq!((position.next(), position.last_message()), (Some(70), Some(69)));
+        assert_eq!(position.new_identity(61), None, "the group knows this log");
+        assert_eq!(position.identity(62).leader_epoch, Some(5));
+        let moved = position.new_identity(62).expect("another epoch");
         assert_eq!(moved, LogIdentity { leader_epoch: Some(5), ..stored });
-        assert_eq!((track.new_identity(70), track.epochs.len()), (None, 1));
-        assert_eq!(track.read_epoch(), Some(5));
-        track.receive(&batch(0..0, 72, 6));
-        assert_eq!(track.read_epoch(), Some(6));
-        assert_eq!((track.next(), track.last_message()), (Some(72), Some(69)), "a position without messages");
-        track.set_topic_id([2; 16]);
-        assert_eq!(track.new_identity(70), Some(LogIdentity { topic_id: Some([2; 16]), leader_epoch: Some(5) }));
+        assert_eq!((position.new_identity(70), position.epochs.len()), (None, 1));
+        assert_eq!(position.read_epoch(), Some(5));
+        position.receive(&batch(0..0, 72, 6));
+        assert_eq!(position.read_epoch(), Some(6));
+        assert_eq!((position.next(), position.last_message()), (Some(72), Some(69)), "a position without messages");
+        position.set_topic_id([2; 16]);
+        assert_eq!(position.new_identity(70), Some(LogIdentity { topic_id: Some([2; 16]), leader_epoch: Some(5) }));
     }
 
     #[test]
     fn the_epochs_are_bounded() {
-        let mut track = LogTrack::starting_at(None);
+        let mut position = LogPosition::starting_at(None);
         for epoch in 0..1_000 {
-            track.receive(&batch(epoch.into()..Offset::from(epoch) + 1, Offset::from(epoch) + 1, epoch));
+            position.receive(&batch(epoch.into()..Offset::from(epoch) + 1, Offset::from(epoch) + 1, epoch));
         }
-        assert_eq!(track.epochs.len(), MAX_EPOCHS);
-        assert_eq!(track.identity(2).leader_epoch, None);
-        assert_eq!(track.identity(1_000).leader_epoch, Some(999));
+        assert_eq!(position.epochs.len(), MAX_EPOCHS);
+        assert_eq!(position.identity(2).leader_epoch, None);
+        assert_eq!(position.identity(1_000).leader_epoch, Some(999));
     }
 }

@@ -1,7 +1,7 @@
 //! The attempts of a module's workers, for operators: the push of each worker that is on the wire, and the messages
 //! whose latest attempt failed. The status shows them for the message that holds a commit point.
 //!
-//! A push that succeeds at once costs one lock that only its worker uses. Invariant: the failed messages on the board
+//! A push that succeeds at once costs one lock that only its worker uses. Invariant: the failed messages in the table
 //! are not acknowledged, so `window_size` bounds those that are retried, and `max_commit_gap` and the memory budget
 //! bound those that wait for their dead letters.
 
@@ -24,9 +24,9 @@ const MAX_OUTCOME_CHARS: usize = 200;
 /// A message under one claim of its partition. Messages of two logs at one offset have different windows.
 pub(super) type ClaimedOffset = (PartitionId, Generation, WindowId, Offset);
 
-/// The board of one module, for a fixed number of workers.
+/// The table of one module, for a fixed number of workers.
 #[derive(Debug)]
-pub(super) struct AttemptBoard {
+pub(super) struct AttemptTable {
     /// The push of each worker.
     on_wire: Box<[Mutex<Option<PushOnWire>>]>,
     failed: Mutex<HashMap<ClaimedOffset, LatestFailure>>,
@@ -91,10 +91,10 @@ fn claimed_offset(job: &Job) -> ClaimedOffset {
     (job.assignment.partition, job.assignment.generation, job.window, job.message.offset)
 }
 
-impl AttemptBoard {
-    /// Creates an empty board for this number of workers.
-    pub(super) fn new(workers: usize) -> AttemptBoard {
-        AttemptBoard { on_wire: (0..workers).map(|_| Mutex::default()).collect(), failed: Mutex::default() }
+impl AttemptTable {
+    /// Creates an empty table for this number of workers.
+    pub(super) fn new(workers: usize) -> AttemptTable {
+        AttemptTable { on_wire: (0..workers).map(|_| Mutex::default()).collect(), failed: Mutex::default() }
     }
 
     /// Notes that a worker begins an attempt; `attempt` counts from 1, `backend` is the entry of
@@ -156,19 +156,19 @@ mod tests {
     }
 
     #[test]
-    fn the_board_has_the_pushes_on_the_wire_and_the_failures_until_they_end() {
-        let (board, job) = (AttemptBoard::new(2), job(Some(b"k"), None, &[]));
+    fn the_table_has_the_pushes_on_the_wire_and_the_failures_until_they_end() {
+        let (table, job) = (AttemptTable::new(2), job(Some(b"k"), None, &[]));
         let message = claimed_offset(&job);
-        board.begin(1, &job, 3, &"b:80".into());
-        let push = &board.on_wire()[&message];
+        table.begin(1, &job, 3, &"b:80".into());
+        let push = &table.on_wire()[&message];
         assert_eq!((push.attempt, &*push.backend, push.key.to_string()), (3, "b:80", "k".to_owned()));
-        board.end(1);
-        assert!(board.on_wire().is_empty());
+        table.end(1);
+        assert!(table.on_wire().is_empty());
         let outcome = AttemptOutcome::Impossible { reason: "e".repeat(5_000) };
-        board.note_failure(&job, 3, &outcome, "b:80");
-        let failure = board.failure(&message).expect("noted");
+        table.note_failure(&job, 3, &outcome, "b:80");
+        let failure = table.failure(&message).expect("noted");
         assert_eq!((failure.attempts, &*failure.backend, failure.outcome.len()), (3, "b:80", MAX_OUTCOME_CHARS));
-        board.forget(&job);
-        assert!(board.failure(&message).is_none());
+        table.forget(&job);
+        assert!(table.failure(&message).is_none());
     }
 }

@@ -2,14 +2,14 @@
 
 use std::hash::Hash;
 
-use super::{Gather, PartitionIndex};
-use crate::kafka::producer::outcome::{BrokerId, EndedMessage, Gathered};
+use super::{PartitionIndex, RecordAccumulator};
+use crate::kafka::producer::outcome::{BrokerId, EndedMessage, QueuedMessage};
 use crate::kafka::record_batch::ProducerState;
 
 /// Epochs that are left when a new producer id is requested, so that the partition need not wait for the id.
 const EPOCH_RESERVE: i16 = 1000;
 
-impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
+impl<K: Eq + Hash, M: QueuedMessage> RecordAccumulator<K, M> {
     /// Sets the producer id, and its first epoch, of partitions that have no id or need a new one; returns the brokers
     /// that may have a batch to send. Other partitions keep their id.
     pub fn set_producer(&mut self, producer_id: i64, epoch: i16) -> Vec<BrokerId> {
@@ -25,8 +25,9 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         brokers
     }
 
-    /// Whether [`Gather::set_producer`] must be called: some partition cannot send its next batch before, or will soon
-    /// have used up the epochs of its id. May become true by each call that takes, completes or ends messages.
+    /// Whether [`RecordAccumulator::set_producer`] must be called: some partition cannot send its next batch before, or
+    /// will soon have used up the epochs of its id. May become true by each call that takes, completes or ends
+    /// messages.
     pub fn needs_producer(&self) -> bool {
         self.limits.is_idempotent && (self.producer.is_none() || self.needs_new_id)
     }
@@ -60,7 +61,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     pub fn forget_producer(&mut self, end: &mut impl FnMut(EndedMessage<M>)) {
         self.producer = None;
         self.needs_new_id = false;
-        let Gather { partitions, message_count, .. } = self;
+        let RecordAccumulator { partitions, message_count, .. } = self;
         let end = &mut |ended: EndedMessage<M>| {
             *message_count -= 1;
             end(ended);

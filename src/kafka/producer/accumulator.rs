@@ -11,7 +11,7 @@
 //! needs no request (KIP-360; Kafka: TransactionManager.bumpIdempotentProducerEpoch). Brokers check epochs and sequence
 //! numbers by partition, so each partition has its own epoch, and other partitions are not affected. A new producer id
 //! is needed only after the last epoch, in another cluster, or if the broker has a higher epoch; see
-//! [`Gather::needs_producer`].
+//! [`RecordAccumulator::needs_producer`].
 //!
 //! Without idempotence a batch that may be stored is retried, too, and may then be stored twice.
 //!
@@ -25,18 +25,18 @@
 //! - A partition with a leader and a batch to send is in the queue of that leader, or waits for a producer id. The call
 //!   that puts it there returns the leader, so that the caller can wake the sender of that broker.
 //!
-//! Cost: [`Gather::append`] takes constant time; the other calls take time for the messages that they send or end, and
-//! logarithmic time for each of their partitions. Memory grows with the messages that have not ended, with the
-//! partitions that were not removed, and with the brokers ever named.
+//! Cost: [`RecordAccumulator::append`] takes constant time; the other calls take time for the messages that they send
+//! or end, and logarithmic time for each of their partitions. Memory grows with the messages that have not ended, with
+//! the partitions that were not removed, and with the brokers ever named.
 //!
 //! The caller guarantees:
 //!
-//! - [`Gather::complete`] is called for each sending, at the latest when its request times out. A response that arrives
-//!   later is harmless: its [`Sending`] is no longer in flight, and the call is ignored.
+//! - [`RecordAccumulator::complete`] is called for each sending, at the latest when its request times out. A response
+//!   that arrives later is harmless: its [`Sending`] is no longer in flight, and the call is ignored.
 //! - The messages of a partition are appended in the order of their deadlines. A message that is behind one with a
 //!   later deadline may end as late as that one.
-//! - A producer id is given to [`Gather::set_producer`] once.
-//! - [`Gather::take`] is not called while the broker is unreachable or has throttled the client.
+//! - A producer id is given to [`RecordAccumulator::set_producer`] once.
+//! - [`RecordAccumulator::take`] is not called while the broker is unreachable or has throttled the client.
 
 mod producer_ids;
 mod removal;
@@ -46,7 +46,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use super::outcome::{BatchResult, BrokerId, EndedMessage, Gathered, Limits};
+use super::outcome::{BatchResult, BrokerId, EndedMessage, Limits, QueuedMessage};
 use super::partition::Partition;
 pub use super::partition_index::PartitionIndex;
 use super::schedule::Schedule;
@@ -69,7 +69,7 @@ pub struct Sending {
 /// A batch to send now.
 #[derive(Debug)]
 pub struct BatchToSend<'a, M> {
-    /// This sending of the batch, for [`Gather::complete`].
+    /// This sending of the batch, for [`RecordAccumulator::complete`].
     pub sending: Sending,
     /// Producer id, epoch and first sequence number.
     pub producer: ProducerState,
@@ -82,7 +82,7 @@ pub struct BatchToSend<'a, M> {
 
 /// The messages of one acks level that have not ended, by partition.
 #[derive(Debug)]
-pub struct Gather<K, M> {
+pub struct RecordAccumulator<K, M> {
     limits: Limits,
     partitions: Vec<Partition<M>>,
     by_name: HashMap<K, PartitionIndex>,
@@ -92,8 +92,8 @@ pub struct Gather<K, M> {
     /// Earliest deadlines, at least one entry for each partition with messages; see [`Partition::indexed_deadline`]. An
     /// entry with another time than the partition states is stale.
     deadlines: BinaryHeap<Reverse<(Instant, PartitionIndex)>>,
-    /// Producer id and epoch of partitions that have no id or need a new one: `None` until [`Gather::set_producer`] is
-    /// called.
+    /// Producer id and epoch of partitions that have no id or need a new one: `None` until
+    /// [`RecordAccumulator::set_producer`] is called.
     producer: Option<(i64, i16)>,
     /// Whether a partition needs another id than that of `producer`, or will soon need it.
     needs_new_id: bool,
@@ -106,10 +106,10 @@ pub struct Gather<K, M> {
     spare: Vec<Vec<Option<M>>>,
 }
 
-impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
+impl<K: Eq + Hash, M: QueuedMessage> RecordAccumulator<K, M> {
     /// Returns a queue without partitions and messages.
     pub fn new(limits: Limits) -> Self {
-        Gather {
+        RecordAccumulator {
             limits: Limits {
                 retry_backoff: limits.retry_backoff.min(MAX_RETRY_BACKOFF),
                 max_retry_backoff: limits
@@ -304,8 +304,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
     }
 
-    /// Ends each message whose deadline is not after `now`. A batch in flight stays until [`Gather::complete`] is
-    /// called.
+    /// Ends each message whose deadline is not after `now`. A batch in flight stays until
+    /// [`RecordAccumulator::complete`] is called.
     pub fn expire(&mut self, now: Instant, end: &mut impl FnMut(EndedMessage<M>)) {
         while let Some(&Reverse((time, index))) = self.deadlines.peek().filter(|Reverse((time, _))| *time <= now) {
             self.deadlines.pop();
@@ -343,17 +343,17 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     /// Returns the bytes of the messages that wait for `broker`.
     pub fn waiting_bytes(&self, broker: BrokerId) -> usize {
         let partitions = self.partitions.iter().filter(|partition| partition.leader == Some(broker));
-        partitions.flat_map(|partition| &partition.waiting).map(Gathered::cost_bytes).sum()
+        partitions.flat_map(|partition| &partition.waiting).map(QueuedMessage::cost_bytes).sum()
     }
 
-    /// Returns the time at which to call [`Gather::expire`]: not after the earliest deadline of all messages, and
-    /// earlier if a message that was confirmed had an earlier deadline. `None` without messages.
+    /// Returns the time at which to call [`RecordAccumulator::expire`]: not after the earliest deadline of all
+    /// messages, and earlier if a message that was confirmed had an earlier deadline. `None` without messages.
     pub fn next_deadline(&self) -> Option<Instant> {
         let earliest = self.deadlines.peek().filter(|_| self.message_count > 0);
         earliest.map(|Reverse((deadline, _))| *deadline)
     }
 
-    /// Ends all messages of one partition. A batch in flight stays until [`Gather::complete`] is called.
+    /// Ends all messages of one partition. A batch in flight stays until [`RecordAccumulator::complete`] is called.
     pub fn drain(&mut self, index: PartitionIndex, end: &mut impl FnMut(EndedMessage<M>)) {
         let message_count = &mut self.message_count;
         let emptied = self.partitions[index.0].drain_all(&mut |ended| {
@@ -364,7 +364,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.note_need_of_id(index);
     }
 
-    /// Ends all messages, when the producer closes. A batch in flight stays until [`Gather::complete`] is called.
+    /// Ends all messages, when the producer closes. A batch in flight stays until [`RecordAccumulator::complete`] is
+    /// called.
     pub fn drain_all(&mut self, end: &mut impl FnMut(EndedMessage<M>)) {
         for index in 0..self.partitions.len() {
             let emptied = self.partitions[index].drain_all(end);

@@ -7,11 +7,11 @@
 
 use std::hash::Hash;
 
-use super::{Gather, PartitionIndex};
-use crate::kafka::producer::outcome::Gathered;
+use super::{PartitionIndex, RecordAccumulator};
+use crate::kafka::producer::outcome::QueuedMessage;
 use crate::kafka::producer::partition::Partition;
 
-impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
+impl<K: Eq + Hash, M: QueuedMessage> RecordAccumulator<K, M> {
     /// Whether a partition has neither messages nor a batch that is in flight or may be stored.
     pub fn is_removable(&self, index: PartitionIndex) -> bool {
         let partition = &self.partitions[index.0];
