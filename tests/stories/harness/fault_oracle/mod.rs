@@ -288,8 +288,8 @@ impl<'a> History<'a> {
         }
     }
 
-    /// Whether `earlier` is an attempt that was given up when `push` began: `push`, or one before it, is the next attempt
-    /// at the message of `earlier`. A backend may notice a moment later that the connection was closed.
+    /// Whether `earlier` is an attempt that was given up when `push` began: `push`, or one before it, is the next
+    /// attempt at the message of `earlier`. A backend may notice a moment later that the connection was closed.
     fn is_given_up(&self, earlier: &Push, push: &Push) -> bool {
         let is_next = |one: &&&Push| one.position == earlier.position && one.began > earlier.began;
         let next = self.by_partition[&earlier.position.0].iter().filter(is_next).min_by_key(|one| one.began);
