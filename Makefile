@@ -30,6 +30,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Most unit tests wait for time to pass.
 UNIT_TEST_THREADS ?= 6
+# Stories start servers, which take processor time, and then wait.
+STORY_TEST_THREADS ?= $(shell nproc)
 # Prints how long each story took. The option is unstable, so the test binary, and nothing else, runs as on nightly Rust.
 TIMED := --config 'target."cfg(unix)".runner=["env","RUSTC_BOOTSTRAP=1"]'
 SECONDS_EACH ?= 10
@@ -58,7 +60,8 @@ test: tools
 	$(CARGO) test --release --locked --no-run --lib --test stories
 	RUST_TEST_THREADS=$(UNIT_TEST_THREADS) $(CARGO) test --release --locked --lib
 	$(CARGO) test --release --locked --doc
-	CHROMIUM=required $(CARGO) test --release --locked $(TIMED) --test stories -- -Z unstable-options --report-time
+	CHROMIUM=required RUST_TEST_THREADS=$(STORY_TEST_THREADS) $(CARGO) test --release --locked $(TIMED) --test stories -- \
+	    -Z unstable-options --report-time
 
 screenshots: build-tools
 	@.ci/tools browser

@@ -29,7 +29,7 @@ use metadata_loop::MetadataLoop;
 
 pub(super) use gate::MetadataGate;
 pub(super) use state::{
-    FailedAppend, GateState, MetadataClient, PendingAppend, ProducerEngine, TopicAnswer, not_stored,
+    GateState, MetadataClient, NotSubmitted, PendingAppend, ProducerEngine, TopicAnswer, not_stored,
 };
 
 /// Makes the gate of `engine` and starts the metadata thread. A lookup takes at most `wait`.

@@ -14,7 +14,8 @@
 //! The partition count of a known topic, and its rules (`topic_rules.rs`), are refreshed every ten seconds, and within
 //! about a second after a message to the topic was refused: those that have been due for longest first, so that none is
 //! passed over. An append to a partition that a known topic lacks waits for such a refresh, because topics grow. All
-//! other appends to the topic go on meanwhile, and nothing known is lost if the refresh fails.
+//! other appends to the topic go on meanwhile, and nothing known is lost if the refresh fails. A topic that refreshes
+//! have reported as missing for a minute is forgotten.
 //!
 //! [`entry`]: what the table has of a topic. `refresh`: what concerns known topics.
 
@@ -25,7 +26,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::entry::{FIRST_PAUSE, KnownTopic, MAX_PAUSE, PendingLookup, Topic};
+use self::entry::{KnownTopic, MAX_PAUSE, PendingLookup, Topic};
 use super::AppendFailure;
 use super::topic_rules::TopicRules;
 
@@ -187,14 +188,6 @@ impl<W> TopicTable<W> {
             Topic::Known(_) | Topic::Unknown { .. } | Topic::Refused { .. } => None,
         };
         self.topics.values().filter_map(next).min()
-    }
-
-    /// Whether the items have waited for `topic` longer than its own lookups take, because lookups of other topics
-    /// took the time.
-    pub(super) fn is_overdue(&self, topic: &str, now: Instant) -> bool {
-        // Pauses at most double, so the last lookup that can matter begins before this time.
-        let max = self.max_lookup_time * 2 + FIRST_PAUSE * 2;
-        matches!(self.topics.get(topic), Some(Topic::Pending(lookup)) if now.duration_since(lookup.since) > max)
     }
 
     /// Handles the answer to a lookup; returns the result and all items that waited for it, or `None` if another

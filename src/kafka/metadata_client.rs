@@ -90,39 +90,51 @@ impl MetadataClient {
     /// [`MetadataTopics::Names`] there is no other topic, and the response can lack a topic if the broker omits it.
     /// Errors of single topics and partitions are in the response and are not retried.
     pub fn request(&mut self, topics: MetadataTopics, deadline: Instant) -> Result<MetadataResponse, ClientError> {
+        self.request_once_each(topics, NO_CREATION, deadline)
+    }
+
+    /// Like [`request`](Self::request); a broker with `auto.create.topics.enable` creates the topics that do not exist.
+    /// Such a broker reports a topic as missing or without a leader at first.
+    pub fn request_or_create(
+        &mut self,
+        names: Vec<Arc<str>>,
+        deadline: Instant,
+    ) -> Result<MetadataResponse, ClientError> {
+        let options = MetadataOptions { allow_auto_create: true, ..NO_CREATION };
+        self.request_once_each(MetadataTopics::Names(names), options, deadline)
+    }
+
+    fn request_once_each(
+        &mut self,
+        topics: MetadataTopics,
+        options: MetadataOptions,
+        deadline: Instant,
+    ) -> Result<MetadataResponse, ClientError> {
         let mut response = match topics {
-            MetadataTopics::Names(names) => self.request_names(names, deadline)?,
-            topics => self.request_topics(topics, NO_CREATION, deadline)?,
+            MetadataTopics::Names(names) => self.request_names(names, options, deadline)?,
+            topics => self.request_topics(topics, options, deadline)?,
         };
         let mut seen = HashSet::new();
         response.topics.retain(|topic| seen.insert(Arc::clone(&topic.name)));
         Ok(response)
     }
 
-    /// Requests one topic; a broker with `auto.create.topics.enable` creates it if it does not exist. Such a broker
-    /// reports the topic as missing or without a leader at first.
-    pub fn request_or_create(&mut self, topic: &Arc<str>, deadline: Instant) -> Result<MetadataResponse, ClientError> {
-        if topic.len() > MAX_TOPIC_NAME_BYTES {
-            return self.request_names(vec![Arc::clone(topic)], deadline);
-        }
-        let options = MetadataOptions { allow_auto_create: true, ..NO_CREATION };
-        let mut response = self.request_topics(MetadataTopics::Names(vec![Arc::clone(topic)]), options, deadline)?;
-        response.topics.retain(|found| found.name == *topic);
-        response.topics.truncate(1);
-        Ok(response)
-    }
-
-    fn request_names(&mut self, mut names: Vec<Arc<str>>, deadline: Instant) -> Result<MetadataResponse, ClientError> {
+    fn request_names(
+        &mut self,
+        mut names: Vec<Arc<str>>,
+        options: MetadataOptions,
+        deadline: Instant,
+    ) -> Result<MetadataResponse, ClientError> {
         names.sort_unstable();
         names.dedup();
         let (names, invalid): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.len() <= MAX_TOPIC_NAME_BYTES);
         let mut chunks = names.chunks(MAX_NAMES);
         // An empty list of names is a request for no topics, not for all.
         let first = chunks.next().map_or(MetadataTopics::None, |chunk| MetadataTopics::Names(chunk.to_vec()));
-        let mut merged = self.request_topics(first, NO_CREATION, deadline)?;
+        let mut merged = self.request_topics(first, options, deadline)?;
         for chunk in chunks {
             let mut topics = merged.topics;
-            merged = self.request_topics(MetadataTopics::Names(chunk.to_vec()), NO_CREATION, deadline)?;
+            merged = self.request_topics(MetadataTopics::Names(chunk.to_vec()), options, deadline)?;
             topics.append(&mut merged.topics);
             merged.topics = topics;
         }

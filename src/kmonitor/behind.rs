@@ -1,5 +1,5 @@
-//! How many seconds a place is behind: the age of its first waiting message, by the history of the log's end, or by
-//! timestamps. Pure.
+//! Computes how many seconds a place is behind: the age of its first waiting message, from the history of the log end
+//! or from timestamps. Pure.
 
 use std::time::Duration;
 

@@ -1,15 +1,14 @@
-//! Polls one cluster: reads stored offsets, then the ends of the logs, and publishes what is known.
+//! Polls one cluster: reads stored offsets, then the log end offsets, and publishes a view.
 //!
 //! The order matters, because both offsets only grow. With the stored offset read first, the computed delay may be
 //! larger than the delay was at any moment of the reading, but never smaller.
 //!
-//! A cycle reads the modules that `plan` chooses, in slices, each with its logs right after it ([`reading`]), and
-//! publishes at least once an interval, also while it waits for its budget. What cannot be read keeps its last numbers
-//! until they are too old. Only what failed is read again before the next cycle, beginning with what was read longest
-//! ago.
+//! A cycle reads the modules that `plan` chooses, in slices, each followed by its logs ([`reading`]), and publishes at
+//! least once per interval, even while it waits for its budget. A module that cannot be read keeps its last numbers
+//! until they are too old. Before the next cycle only failed reads are repeated, the oldest first.
 //!
-//! Each cluster has a thread, a ZooKeeper client and Kafka clients of its own, so an unreachable cluster does not delay
-//! the others.
+//! Each cluster has its own thread, ZooKeeper client and Kafka clients, so an unreachable cluster does not delay the
+//! others.
 
 mod dating;
 mod memory;

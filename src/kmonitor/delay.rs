@@ -1,4 +1,4 @@
-//! The delays as `/delay` has them: by module and partition number. Pure.
+//! The delays of `/delay`: by module and partition number. Pure.
 //!
 //! A module pushes one topic, so each number belongs to one partition. In a module that changed its topic, or a
 //! consumer group of several topics, a number may belong to several partitions. Their delays are added up, so that the

@@ -1,8 +1,8 @@
-//! When the messages of a log arrived, as far as the readings of its end show: for "seconds behind". Pure.
+//! The arrival times of the messages of a log, derived from the readings of its end: for "seconds behind". Pure.
 //!
-//! Each reading that finds the end further on adds a [`Span`]: these offsets arrived between the reading before and
-//! this one. So the age of a message is known to one cycle. At most [`MAX_SPANS`] are kept; older spans are merged, so
-//! that they become longer with their age: an age of up to an hour is off by at most a cycle or 15 %.
+//! Each reading that finds a larger end offset adds a [`Span`]: these offsets arrived between the previous reading and
+//! this one. So the age of a message is known with an error of one cycle. At most [`MAX_SPANS`] are kept. Older spans
+//! are merged, so they become longer with age: an age of up to an hour has an error of at most one cycle or 15 %.
 //!
 //! Nothing is extrapolated. A message that arrived before the first reading is at least as old as that reading.
 

@@ -1,12 +1,12 @@
-//! What is known of one place now, and the limits by which it is judged. Pure data.
+//! The known facts about one place, and the limits for its verdict. Pure data.
 //!
 //! A *place* is one partition of one topic as one module consumes it, by one source of stored offsets. The poller of a
 //! cluster fills a [`Facts`] for each place at each cycle; `verdict` judges it, and `sentence` puts it into words. Both
 //! read nothing else, so a verdict and its reason cannot disagree.
 //!
 //! Ages and durations are computed from a clock that is never set and counts on during a suspend; the wall clock is
-//! only for display. A duration that may lead to an alarm ends at the last reading that it is about: what has happened
-//! since is not known. So it is a lower bound, however far apart the readings are.
+//! only for display. A duration that may lead to an alarm ends at the last reading of the number concerned, because
+//! later events are not known. So it is a lower bound, however far apart the readings are.
 
 mod counts;
 

@@ -1,4 +1,4 @@
-//! Logs what keeps a cluster from being read: when it begins, while it lasts, when it ends, and if it comes and goes.
+//! Logs failures to read a cluster: when a failure begins, while it lasts, when it ends, and if it recurs.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

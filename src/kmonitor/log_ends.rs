@@ -1,10 +1,10 @@
-//! Which topics and partitions exist, and where their logs begin and end.
+//! Reads which topics and partitions exist, and their log start and log end offsets.
 //!
-//! A leader that does not respond costs its own partitions only, and one wait: until it responds again it is asked
-//! briefly, every [`SILENT_PAUSE`], after all others. Whenever an answer is in doubt, the leaders are looked up again,
-//! so that a broker that replaces another is found. That a topic or a partition does not exist counts only after two
-//! answers: a broker that has just started does not know its topics for a while. What is not read in time comes first
-//! the next time, so that a slow line starves nothing.
+//! A leader that does not respond affects only its own partitions, and costs one wait: until it responds again it gets
+//! short requests every [`SILENT_PAUSE`], after all other leaders. After a doubtful response the leaders are looked up
+//! again, so that a new leader is found. A topic or partition counts as deleted only after two responses, because a
+//! broker that has just started does not know its topics for a while. What is not read in time comes first the next
+//! time, so that a slow line starves nothing.
 //!
 //! Invariant: nothing here creates a topic.
 

@@ -1,4 +1,4 @@
-//! One copy of each name, and which lines were logged already.
+//! Interns names, and records which lines were logged already.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};

@@ -1,12 +1,13 @@
-//! The table of a cluster: every place (a partition of a topic of a module, by source), with what was seen of it.
+//! The table of a cluster: every place (a partition of a topic of a module, by source), with its observations.
 //!
-//! The poller enters readings; [`Places::publish`](publish) judges each place and makes the view that all answers are
-//! made of. What is known is kept, with its age, when it cannot be read: how old a number may be is for the judge.
+//! The poller enters readings; [`Places::publish`](publish) computes the verdict of each place and the view from which
+//! all answers are made. Known numbers are kept with their age if they cannot be read again; the rules for verdicts
+//! decide how old a number may be.
 //!
 //! - [`place`], [`recent_delays`], [`log`]: what was seen of one place and of one log.
 //! - [`members`]: who has which partition, of Kafka groups.
 //! - [`counting`]: which of the topics and sources of a module it pushes now.
-//! - [`polling`]: what to read next. [`probing`]: where to look whether anything can be delivered.
+//! - [`polling`]: the next reads. [`probing`]: the places whose logs are probed for deliverable messages.
 //! - [`collect`]: the facts. [`publish`]: the verdicts and the view.
 
 mod collect;

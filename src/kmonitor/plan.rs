@@ -1,9 +1,8 @@
-//! Which modules a cycle reads, within the budget, and which of them together. Pure.
+//! Plans which modules a cycle reads within the budget, and which of them together. Pure.
 //!
-//! Modules with messages that wait, or of which something is unknown, are read in every cycle. Those at rest need not
-//! be: as long as the ends of their logs do not move, their delays stay 0. They are read in turn, as far as the budget
-//! goes, and each at least every [`MAX_IDLE`]. What has to be read is read even beyond the budget; the poller then
-//! takes longer for the cycle.
+//! Modules with waiting messages or unknown numbers are read in every cycle. Idle modules need not be: as long as their
+//! log ends do not move, their delays stay 0. They are read in turn, as far as the budget permits, and each at least
+//! every [`MAX_IDLE`]. Required reads are made even beyond the budget; the cycle then takes longer.
 
 use std::cmp::Reverse;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! Finds out whether anything can be delivered between the stored and the newest offset of a place.
 //!
-//! Transaction markers and aborted messages take offsets, and no consumer ever sees them. After a commit at the end of
-//! a log, or an abort, a delay would stay for ever although nothing waits. So where messages seem to wait and nothing
-//! has moved for a while, a probe reads the log from the stored offset, as a consumer of committed messages does. A
-//! message ends it; the end of the log without one means that nothing waits. The answer holds until an offset moves.
+//! Transaction markers and aborted messages take offsets, but no consumer receives them. After a commit or an abort at
+//! the end of a log, a delay would stay forever although no message waits. So if messages seem to wait and no offset
+//! has moved for a while, a probe reads the log from the stored offset with `read_committed`. It ends at the first
+//! message; if it reaches the end of the log without one, no message waits. The result holds until an offset moves.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

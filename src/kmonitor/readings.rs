@@ -1,4 +1,4 @@
-//! What one reading of the stored offsets of a module found, whichever source they are from.
+//! The result of reading the stored offsets of a module, from either source.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Puts the reason of a verdict into a sentence for people, with the numbers of the facts. Pure.
 //!
-//! A sentence says what is seen, for how long, and where to look. It is never parsed: programs use the code.
+//! A sentence names the observation, its duration, and where to look. Programs do not parse it: they use the code.
 
 use std::fmt::Write;
 use std::sync::{Arc, LazyLock};

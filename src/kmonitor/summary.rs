@@ -1,7 +1,7 @@
-//! Puts the verdicts of a module's partitions together: the worst one, and one sentence for all. Pure.
+//! Combines the verdicts of a module's partitions: the worst one, and one sentence for all. Pure.
 //!
 //! "Nobody pushes 3 of 8 partitions" is one fact for a reader, not three; so the sentence counts the partitions with
-//! the worst verdict, sums what waits in them, and names the longest time.
+//! the worst verdict, sums their waiting messages, and names the longest time.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! How old the messages of a log are by their timestamps: for "seconds behind" of messages from before kmonitor began
-//! to look. Pure.
+//! The age of the messages of a log by their timestamps: for "seconds behind" of messages older than kmonitor's first
+//! reading. Pure.
 //!
 //! For some ages, the brokers say which message is the first that is not older; so the age of each message lies between
 //! two of them. Producers may set timestamps as they like. So they are only shown: no verdict is based on them, and

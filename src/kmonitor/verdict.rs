@@ -1,11 +1,11 @@
-//! Judges a place by its facts. Pure.
+//! Computes the verdict of a place from its facts. Pure.
 //!
-//! [`finding`] is the table of rules: what the facts of this reading say. [`judge`] adds the hysteresis: a change of
-//! the verdict needs some readings in a row, so that one odd reading raises no alarm and ends none.
+//! [`finding`] is the table of rules for the facts of one reading. [`judge`] adds the hysteresis: a change of the
+//! verdict needs several readings in a row, so that a single odd reading neither raises nor ends an alarm.
 //!
-//! The clocks of STOPPED and STALLED run from when the first waiting message arrived, not from the last stored offset:
-//! on a topic with a message an hour, the stored offset is old and nothing is wrong. They run up to the last reading,
-//! and no alarm follows from an estimate: only from times that are lower bounds.
+//! The times for STOPPED and STALLED start when the first waiting message arrived, not at the last store: on a topic
+//! with one message an hour, the stored offset is old although nothing is wrong. They end at the last reading. An alarm
+//! is never based on an estimate, only on lower bounds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

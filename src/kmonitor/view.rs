@@ -1,4 +1,4 @@
-//! What all answers are made of: the clusters, modules and partitions with their verdicts at one time.
+//! The data of all answers: the clusters, modules and partitions with their verdicts at one time.
 //!
 //! The poller of a cluster publishes a [`ClusterView`] at each cycle. It never changes afterwards, and readers share
 //! it. An absent number is `None`, never 0.

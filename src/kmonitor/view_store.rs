@@ -3,8 +3,8 @@
 //! A [`ClusterView`] never changes. A request takes the views and formats them. It makes no request to ZooKeeper or
 //! Kafka, and holds a lock only while it clones an `Arc`.
 //!
-//! Invariant: if a poller hangs, its cluster becomes unknown instead of staying as it was last. So does a view from
-//! before a suspend of the machine.
+//! Invariant: if a poller hangs, its cluster becomes unknown instead of keeping its last state. A view from before a
+//! suspend of the machine becomes unknown, too.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};

@@ -131,9 +131,7 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
     };
     let server_metrics = ServerMetrics::new(&registry);
     let tls = config.tls.clone();
-    if let Some(tls) = tls.clone() {
-        reload_certificates(tls, &registry, supervisor.reloads());
-    }
+    reload_certificates(tls.clone(), &registry, supervisor.reloads());
     // Before the servers start: without components `/readyz` would answer 200.
     let broker = health.component("broker");
     let start = |name, key, listen, readers, limits, tls, handler: Arc<dyn Handler>| {
@@ -184,18 +182,21 @@ pub fn run(config: Config, supervisor: &Supervisor) -> Result<(), String> {
 }
 
 /// Registers the reload of the certificates on SIGHUP. A reload that fails leaves those in use that were loaded before.
-fn reload_certificates(tls: Tls, registry: &Registry, reloads: &Reloads) {
+/// Without TLS only the metric is registered.
+fn reload_certificates(tls: Option<Tls>, registry: &Registry, reloads: &Reloads) {
     let stale = registry.gauge(
         "kproxy_certificates_stale",
         "1 while the files of tls cannot be reloaded and the certificates loaded before stay in use.",
         &[],
     );
     let stale = stale.with_label_values::<&str>(&[]);
-    reloads.add("tls", move || {
-        let outcome = tls.reload();
-        stale.set(i64::from(outcome.is_err()));
-        outcome
-    });
+    if let Some(tls) = tls {
+        reloads.add("tls", move || {
+            let outcome = tls.reload();
+            stale.set(i64::from(outcome.is_err()));
+            outcome
+        });
+    }
 }
 
 /// Stops accepting requests and waits for the answers to those in progress. Then closes the producers, which complete

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::harness::metrics::Metrics;
 use crate::harness::{ConfigFile, Daemon, Kmonitor, Program, configs, free_port, http, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -179,6 +180,9 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
         open.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target == Path::new("/dev/full")))
     });
     assert!((0..20).all(|_| status() == 200));
+    wait_until(DEADLINE, "lines cannot be written", || {
+        Metrics::scrape(&kmonitor.address).value("log_lines_dropped_total") > Some(0)
+    });
     fs::remove_file(&log).expect("the link exists");
     daemon.signal(libc::SIGHUP);
     daemon.wait_for_log("lines could not be written to this file: No space left on device", DEADLINE);

@@ -66,7 +66,7 @@ fn kproxy_answers_in_time_and_answers_those_who_wait_when_it_stops() {
     kproxy.daemon.wait_for_log("the name server did not answer in time", DEADLINE);
     kproxy.daemon.stop(STOP_DEADLINE);
 
-    for grace_ms in [10_000, 400] {
+    for grace_ms in [3_000, 400] {
         let mut kproxy = start_kproxy(&config(300_000).set("shutdown_grace_ms", grace_ms));
         let mut waiting: Vec<_> = (0..10).map(|n| kproxy.start_post(&format!("/commit?topic=t{n}"), b"x")).collect();
         kproxy.wait_for_commits_in_flight(10);

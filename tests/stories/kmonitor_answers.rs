@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::FromRawFd;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::harness::http::Client;
@@ -14,25 +15,32 @@ const N_PARTITIONS: usize = 100;
 /// The lines for Zabbix, whose keys have the long names of the modules.
 const PAGE: &str = "/delay?format=zabbix";
 
-/// A kmonitor of 4,000 partitions; its page for Zabbix has more than half a megabyte.
-struct Large {
-    kmonitor: Kmonitor,
-    page: String,
-    _zookeeper: ZooKeeper,
-}
-
-impl Large {
-    fn start() -> Large {
-        let (cluster, zookeeper) = (cluster(), ZooKeeper::start());
-        let topic = cluster.new_topic("large", i32::try_from(N_PARTITIONS).unwrap());
+/// Returns a ZooKeeper with the modules, which these stories share; the first call starts it.
+fn zookeeper() -> &'static ZooKeeper {
+    static SHARED: OnceLock<ZooKeeper> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let zookeeper = ZooKeeper::start();
+        let topic = cluster().new_topic("large", i32::try_from(N_PARTITIONS).unwrap());
         let zk = zookeeper.client();
         for module in 0..N_MODULES {
             let group = format!("/consumers/{}-{module:02}/offsets/{topic}", "m".repeat(120));
             assert!(zk.create(&group, ""));
             (0..N_PARTITIONS).for_each(|partition| assert!(zk.create(&format!("{group}/{partition}"), "0")));
         }
-        let config = configs::kmonitor_for("", &[("large", &zookeeper.address())])
-            .set("large.broker_hosts", cluster.broker_list())
+        zookeeper
+    })
+}
+
+/// A kmonitor of 4,000 partitions; its page for Zabbix has more than half a megabyte.
+struct Large {
+    kmonitor: Kmonitor,
+    page: String,
+}
+
+impl Large {
+    fn start() -> Large {
+        let config = configs::kmonitor_for("", &[("large", &zookeeper().address())])
+            .set("large.broker_hosts", cluster().broker_list())
             .set("base.poll_interval_ms", 60_000);
         let mut kmonitor = Kmonitor::start(&config);
         kmonitor.wait_until_ready();
@@ -41,7 +49,7 @@ impl Large {
         });
         let page = kmonitor.get(PAGE).text();
         assert!(page.len() > 500_000, "{}", page.len());
-        Large { kmonitor, page, _zookeeper: zookeeper }
+        Large { kmonitor, page }
     }
 
     /// Sends a request on a connection whose segments and buffers are as small as those of a distant client.

@@ -21,11 +21,6 @@ fn config(chroot: &str, clusters: &[(&str, &str)]) -> ConfigFile {
     clusters.iter().fold(file, |file, (name, _)| file.set(&format!("{name}.zk_session_timeout_ms"), 3000))
 }
 
-/// Starts a kmonitor for one cluster, named `tc`.
-fn start(cluster: &Cluster) -> Kmonitor {
-    Kmonitor::start(&config(cluster.chroot, &[("tc", &cluster.zookeeper)]))
-}
-
 fn wait_for(monitor: &Kmonitor, cluster: &str, module: &str, expected: &Value) {
     monitor.wait_for_delay(cluster, module, expected, DEADLINE);
 }
@@ -141,8 +136,8 @@ fn a_cluster_that_is_down_has_no_delays_and_does_not_affect_another() {
     store_offset(cluster, &module, &topic, 0, "0");
     let other = ZooKeeper::start();
     other.client().create(&format!("{}/consumers/away/offsets", cluster.chroot), "");
-    let monitor =
-        Kmonitor::start(&config(cluster.chroot, &[("here", &cluster.zookeeper), ("there", &other.address())]));
+    let clusters = [("here", &*cluster.zookeeper), ("there", &other.address())];
+    let monitor = Kmonitor::start(&config(cluster.chroot, &clusters).set("base.fresh_for_ms", 2_000));
     wait_for(&monitor, "here", &module, &json!({"0": 7}));
     wait_for(&monitor, "there", "away", &json!({}));
     wait_for_readiness(&monitor, 200);
@@ -188,7 +183,8 @@ fn without_a_broker_there_is_no_delay_instead_of_zero_or_an_old_one() {
     let (topic, module) = (cluster.new_topic("brokers", 1), unique("module"));
     produce(&cluster, &topic, 0, 9);
     store_offset(&cluster, &module, &topic, 0, "0");
-    let monitor = start(&cluster);
+    let settings = config(cluster.chroot, &[("tc", &cluster.zookeeper)]).set("base.fresh_for_ms", 2_000);
+    let monitor = Kmonitor::start(&settings);
     wait_for(&monitor, "tc", &module, &json!({"0": 9}));
     cluster.kafka_servers[0].kill9();
     // kmonitor still lists the module, but without delays.

@@ -16,7 +16,7 @@ use crate::harness::{
 
 const DEADLINE: Duration = Duration::from_secs(90);
 /// How long a member is in its group that does not finish a rebalance.
-const REBALANCE: Duration = Duration::from_secs(20);
+const REBALANCE: Duration = Duration::from_secs(12);
 
 /// A configuration for the cluster, named `tc`, which is polled every half second, with limits of a few seconds.
 fn config(cluster: &Cluster) -> ConfigFile {

@@ -33,7 +33,7 @@ fn one_kmonitor_has_a_cluster_with_zookeeper_and_one_without() {
         .remove("new.zk_hosts")
         .set("new.broker_hosts", [new.address()])
         .set("new.groups", ["push-*"]);
-    let mut monitor = Kmonitor::start(&settings(file));
+    let mut monitor = Kmonitor::start(&settings(file).set("base.fresh_for_ms", 2_000));
     monitor.wait_for_delay("old", &module, &json!({"0": 3}), DEADLINE);
     monitor.wait_for_delay("new", "push-t", &json!({"0": 0}), DEADLINE);
     monitor.wait_until_ready();

@@ -14,6 +14,8 @@ const WORKERS: usize = 8;
 const FAILURES: usize = 5;
 /// Messages in the topic of a story; more than any of them pushes while it counts.
 const MESSAGES: usize = 4000;
+/// Messages of which one instance delivers so many while another one is compared with it.
+const MEASURED: usize = 800;
 /// Time of an answer of a good backend. It makes the workers the limit, not the machine.
 const ANSWER_TIME: Duration = Duration::from_millis(15);
 
@@ -61,18 +63,24 @@ fn state(member: &Member, module: &str, server: &str) -> BackendState {
     }
 }
 
-/// Returns how many messages each of two fleets delivered in the same time, which begins two seconds after the first
-/// delivery of the later one. Measured at the same time, a slow machine slows both down.
+/// Returns how many messages each of two fleets delivers from now on until one has delivered [`MEASURED`]. Measured at
+/// the same time, a slow machine slows both down.
 fn delivered_at_the_same_time(fleets: [&Fleet; 2]) -> [usize; 2] {
-    let firsts = fleets.map(|fleet| fleet.wait_for("a delivery", DEADLINE, Arrival::is_delivered).began);
-    let begin = firsts[0].max(firsts[1]) + Duration::from_secs(2);
-    let range = begin..begin + Duration::from_millis(1500);
-    wait_until(DEADLINE, "the time has passed", || range.end < Instant::now());
-    fleets.map(|fleet| fleet.count(|arrival| arrival.is_delivered() && range.contains(&arrival.began)))
+    let begin = Instant::now();
+    let delivered = || fleets.map(|fleet| fleet.count(|one| one.is_delivered() && begin <= one.began));
+    wait_until(DEADLINE, "enough messages are delivered", || {
+        let counts = delivered();
+        (counts[0].max(counts[1]) >= MEASURED).then_some(counts)
+    })
 }
 
 fn good(_: &Arrival) -> Reply {
     Reply::ok().after(ANSWER_TIME)
+}
+
+/// Lets all backends answer at once from now on, which ends the story sooner.
+fn answer_at_once(fleet: &Fleet) {
+    (0..fleet.addresses().len()).for_each(|server| fleet.script(server, |_| Reply::ok()));
 }
 
 fn assert_order_per_key(fleet: &Fleet) {
@@ -102,10 +110,13 @@ fn one_dead_backend_of_four_costs_single_pushes() {
         let three = Fleet::start(3, good);
         let mut with_three = Member::start(cluster(), &unique("three"), "a", module(&topic, &three.addresses()));
         let mut member = Member::start(cluster(), &name, "a", module(&topic, &servers));
+        three.wait_for("a delivery", DEADLINE, Arrival::is_delivered);
+        wait_until(DEADLINE, "the dead backend is ejected", || state(&member, &name, &servers[0]).ejected == 1);
         let [n_delivered, n_with_three] = delivered_at_the_same_time([&fleet, &three]);
         with_three.daemon.stop(STOP_DEADLINE);
         eprintln!("{kind}: {n_delivered} of {n_with_three} with three backends");
-        assert!(n_delivered * 10 >= n_with_three * 9, "{kind}: {n_delivered} of {n_with_three} with three backends");
+        // Not ejected, it would hold up most of the workers most of the time.
+        assert!(n_delivered * 10 >= n_with_three * 8, "{kind}: {n_delivered} of {n_with_three} with three backends");
         let dead = state(&member, &name, &servers[0]);
         let n_pushes = match kind {
             "refused" => 0,
@@ -130,6 +141,7 @@ fn one_dead_backend_of_four_costs_single_pushes() {
                 fleet.count(|arrival| arrival.server == 0 && arrival.is_delivered()) >= n_before + 50
             });
         }
+        answer_at_once(&fleet);
         wait_until_stored(&name, &topic, MESSAGES);
         assert_order_per_key(&fleet);
         assert_eq!(fleet.n_delivered(), MESSAGES, "{kind}");
@@ -185,6 +197,7 @@ fn a_backend_of_four_that_fails_every_second_push_is_ejected_and_used_again_when
     wait_until(DEADLINE, "it takes its turns", || {
         fleet.count(|arrival| arrival.server == 0 && arrival.is_delivered()) >= n_before + 50
     });
+    answer_at_once(&fleet);
     wait_until_stored(&name, &topic, MESSAGES);
     for server in &servers {
         let state = state(&member, &name, server);
@@ -228,6 +241,7 @@ fn after_an_outage_of_all_backends_pushes_resume_with_the_first_good_probe() {
     others.sort_unstable();
     let pause = others[20].saturating_duration_since(answered);
     assert!(pause < Duration::from_secs(1), "the next pushes began {pause:?} after the probe was answered");
+    answer_at_once(&fleet);
     wait_until_stored(&name, &topic, MESSAGES);
     let n_given_up = MESSAGES - fleet.n_delivered();
     assert!(n_given_up < 100, "{n_given_up} messages were given up");
@@ -246,7 +260,7 @@ fn a_backend_that_never_answers_keeps_at_most_its_share_of_the_workers() {
     wait_until(DEADLINE, "most messages are delivered", || fleet.n_delivered() >= MESSAGES / 2);
     let n_hanging = fleet.count(|arrival| arrival.server == 0);
     assert_eq!(n_hanging, WORKERS / 4, "pushes that hang");
-    fleet.script(0, good);
+    answer_at_once(&fleet);
     fleet.drop_connections(0);
     wait_until_stored(&name, &topic, MESSAGES);
     drop(member);

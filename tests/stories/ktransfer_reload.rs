@@ -13,6 +13,8 @@ use crate::harness::{
 
 const DEADLINE: Duration = Duration::from_secs(90);
 const N_PARTITIONS: i32 = 2;
+/// The pause between two rounds of messages.
+const PACE: Duration = Duration::from_millis(20);
 
 /// A module with a topic and backends of its own.
 struct Subject {
@@ -90,6 +92,8 @@ fn produce_until(cluster: &Cluster, topics: &[&str], is_over: &AtomicBool) -> us
             }
         }
         n_of_each += 5 * N_PARTITIONS as usize;
+        // The pace of the load: the backends keep up with it.
+        std::thread::sleep(PACE);
     }
     n_of_each
 }

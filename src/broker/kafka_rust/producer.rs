@@ -14,7 +14,7 @@ use super::metadata::KafkaRustMetadata;
 use super::produce_job::{ProduceJob, Uncompleted};
 use super::produce_worker::ProduceWorker;
 use crate::broker::metadata_gate::{
-    self, FailedAppend, GateState, MetadataGate, PendingAppend, ProducerEngine, not_stored,
+    self, GateState, MetadataGate, NotSubmitted, PendingAppend, ProducerEngine, not_stored,
 };
 use crate::broker::partitioner::{Spread, fnv1a, partition_of};
 use crate::broker::{Acks, AppendFailure, BrokerConfig, Completion, PartitionerKind, Producer, ProducerConfig, Record};
@@ -97,15 +97,16 @@ impl<C: Completion> Drop for KafkaRustProducer<C> {
 }
 
 impl<C: Completion> ProducerEngine<C> for Workers<C> {
-    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
+    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), NotSubmitted<C>> {
         let PendingAppend { record, acks, completion, deadline } = append;
+        let failed = |completion, kind, reason| NotSubmitted::Failed((completion, not_stored(kind, reason)));
         if !record.headers.is_empty() || record.timestamp_ms.is_some() {
             let reason = "record headers and timestamps need kafka_client: native".to_owned();
-            return Err((completion, not_stored(AppendFailure::Unsupported, reason)));
+            return Err(failed(completion, AppendFailure::Unsupported, reason));
         }
         let Some(count) = NonZeroI32::new(partition_count) else {
             let reason = format!("topic {} has no partitions", record.topic);
-            return Err((completion, not_stored(AppendFailure::UnknownTopic, reason)));
+            return Err(failed(completion, AppendFailure::UnknownTopic, reason));
         };
         let partition = record.partition.unwrap_or_else(|| match &record.key {
             Some(key) => partition_of(self.partitioner, key, count),
@@ -119,10 +120,10 @@ impl<C: Completion> ProducerEngine<C> for Workers<C> {
             self.uncompleted.remove();
             match refused {
                 TrySendError::Full(job) => {
-                    (job.completion, not_stored(AppendFailure::Full, "the producer's queue is full".to_owned()))
+                    failed(job.completion, AppendFailure::Full, "the producer's queue is full".to_owned())
                 }
                 TrySendError::Disconnected(job) => {
-                    (job.completion, not_stored(AppendFailure::Closed, "the producer has ended".to_owned()))
+                    failed(job.completion, AppendFailure::Closed, "the producer has ended".to_owned())
                 }
             }
         })

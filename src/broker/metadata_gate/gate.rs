@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::reachability::Reachability;
-use super::state::{FailedAppend, GateState, PendingAppend, ProducerEngine, TopicAnswer, Waiting, not_stored};
+use super::state::{
+    FailedAppend, GateState, NotSubmitted, PendingAppend, ProducerEngine, TopicAnswer, Waiting, not_stored,
+};
 use crate::broker::topic_rules::TopicRules;
 use crate::broker::topics::{Known, LookupAnswer, LookupResult, TopicTable};
 use crate::broker::{Acks, AppendError, AppendFailure, Completion, Header, ProducerConfig, Record};
@@ -14,8 +16,21 @@ use crate::locks::lock;
 
 /// Upper bound of the bytes that headers of batch and record add to a message that has at most 100 headers.
 const MAX_RECORD_OVERHEAD_BYTES: usize = 2048;
-/// Number of refreshed topics for which the table is locked at a time, since appends wait for the lock.
-const MAX_REFRESHED_UNDER_LOCK: usize = 64;
+/// Number of answers for which the table is locked at a time, since appends wait for the lock.
+const MAX_HANDLED_UNDER_LOCK: usize = 64;
+
+/// Takes an answer over into the table; returns the items that waited for it, with the result for them.
+type HandleAnswer<W> = fn(&mut TopicTable<W>, &str, LookupAnswer, Instant) -> Option<(LookupResult, Vec<W>)>;
+
+/// What has become of an append.
+enum Admission<C> {
+    /// The engine has it.
+    Submitted,
+    /// It waits for a lookup of its topic.
+    NeedsLookup(PendingAppend<C>),
+    /// The same, because the engine knows less of the topic than the table.
+    IsOutdated(PendingAppend<C>),
+}
 
 /// The gate of a producer whose engine is `E`.
 pub(in crate::broker) struct MetadataGate<C: Completion, E> {
@@ -69,36 +84,21 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
             let reason = format!("larger than {limit} bytes (max_request_size_bytes)");
             return Err(refused(append, AppendFailure::TooLarge, reason));
         }
-        let known = |topics: &TopicTable<Waiting<C>>, append: &PendingAppend<C>| {
-            topics.known(&append.record.topic, append.record.partition, now)
+        let append = match self.admit(&self.state.read_topics(), append, now)? {
+            Admission::Submitted => return Ok(()),
+            Admission::NeedsLookup(append) | Admission::IsOutdated(append) => append,
         };
-        {
-            let topics = self.state.read_topics();
-            if self.state.is_closed() {
-                return Err((append.completion, closed_error()));
-            }
-            if self.reachability.is_refusing.load(Ordering::Relaxed) {
-                return Err(refused(append, AppendFailure::Unreachable, self.reachability.reason()));
-            }
-            match known(&topics, &append) {
-                Known::Yes(partition_count, rules) => return self.submit(append, partition_count, &rules),
-                Known::No => return Err(unknown_topic(append)),
-                Known::Refused(kind, reason) => return Err(refused_topic(append, kind, &reason)),
-                Known::NeedsLookup => {}
-            }
-        }
         let mut topics = self.state.write_topics();
-        if self.state.is_closed() {
-            return Err((append.completion, closed_error()));
-        }
         // The result of a lookup may have come between the two locks.
-        match known(&topics, &append) {
-            Known::Yes(partition_count, rules) => return self.submit(append, partition_count, &rules),
-            Known::No => return Err(unknown_topic(append)),
-            Known::Refused(kind, reason) => return Err(refused_topic(append, kind, &reason)),
-            Known::NeedsLookup => {}
-        }
+        let (append, is_outdated) = match self.admit(&topics, append, now)? {
+            Admission::Submitted => return Ok(()),
+            Admission::NeedsLookup(append) => (append, false),
+            Admission::IsOutdated(append) => (append, true),
+        };
         let topic = Arc::clone(&append.record.topic);
+        if is_outdated {
+            topics.invalidate(&topic, now);
+        }
         topics.add(&topic, Waiting::new(append), now).map_err(|waiting| {
             let reason = "too many messages wait for a topic lookup".to_owned();
             refused(waiting.into_append(), AppendFailure::Full, reason)
@@ -108,26 +108,51 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
         Ok(())
     }
 
+    /// Submits an append if its topic is known. The caller holds the lock of the table.
+    fn admit(
+        &self,
+        topics: &TopicTable<Waiting<C>>,
+        append: PendingAppend<C>,
+        now: Instant,
+    ) -> Result<Admission<C>, FailedAppend<C>> {
+        if self.state.is_closed() {
+            return Err((append.completion, closed_error()));
+        }
+        if self.reachability.is_refusing.load(Ordering::Relaxed) {
+            return Err(refused(append, AppendFailure::Unreachable, self.reachability.reason()));
+        }
+        match topics.known(&append.record.topic, append.record.partition, now) {
+            Known::Yes(partition_count, rules) => match self.submit(append, partition_count, &rules) {
+                Ok(()) => Ok(Admission::Submitted),
+                Err(NotSubmitted::NeedsLookup(append)) => Ok(Admission::IsOutdated(*append)),
+                Err(NotSubmitted::Failed(failed)) => Err(failed),
+            },
+            Known::No => Err(unknown_topic(append)),
+            Known::Refused(kind, reason) => Err(refused_topic(append, kind, &reason)),
+            Known::NeedsLookup => Ok(Admission::NeedsLookup(append)),
+        }
+    }
+
     /// Submits an append to the engine. The caller holds the lock of the table, which keeps the order.
     fn submit(
         &self,
         append: PendingAppend<C>,
         partition_count: i32,
         rules: &TopicRules,
-    ) -> Result<(), FailedAppend<C>> {
+    ) -> Result<(), NotSubmitted<C>> {
         let chosen = append.record.partition;
         if let Some(partition) = chosen.filter(|partition| !(0..partition_count).contains(partition)) {
             let topic = &append.record.topic;
             let reason =
                 format!("topic {topic} has no partition {partition}: it has {partition_count} partitions, from 0 on");
-            return Err(refused(append, AppendFailure::UnknownPartition, reason));
+            return Err(NotSubmitted::Failed(refused(append, AppendFailure::UnknownPartition, reason)));
         }
         if *rules != TopicRules::UNKNOWN
             && let Some(error) = self.violation(&append, rules)
         {
             // The topic may have other rules by now.
-            self.state.doubt(&append.record.topic);
-            return Err((append.completion, error));
+            self.state.refresh_soon(&append.record.topic);
+            return Err(NotSubmitted::Failed((append.completion, error)));
         }
         self.engine.submit(append, partition_count)
     }
@@ -154,23 +179,24 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
         }
     }
 
-    /// Handles the answer to a lookup: submits or fails the appends that waited for the result.
-    pub(super) fn handle_answer(&self, topic: &str, answer: LookupAnswer) {
-        let mut topics = self.state.write_topics();
-        let Some((result, waiting)) = topics.answer(topic, answer, Instant::now()) else { return };
-        let failed = self.release(topic, &result, waiting);
-        drop(topics);
-        fail_all(failed);
+    /// Handles the answers to lookups: submits or fails the appends that waited for the results.
+    pub(super) fn handle_answers(&self, answers: Vec<TopicAnswer>) {
+        self.handle(answers, TopicTable::answer);
     }
 
     /// Handles the answers to the refresh of known topics, in the same way.
-    pub(super) fn handle_refreshed(&self, answers: &[TopicAnswer]) {
-        for some in answers.chunks(MAX_REFRESHED_UNDER_LOCK) {
+    pub(super) fn handle_refreshed(&self, answers: Vec<TopicAnswer>) {
+        self.handle(answers, TopicTable::refreshed);
+    }
+
+    fn handle(&self, answers: Vec<TopicAnswer>, handle_one: HandleAnswer<Waiting<C>>) {
+        let mut answers = answers.into_iter().peekable();
+        while answers.peek().is_some() {
             let (mut failed, now) = (Vec::new(), Instant::now());
             let mut topics = self.state.write_topics();
-            for (topic, answer) in some {
-                if let Some((result, waiting)) = topics.refreshed(topic, answer.clone(), now) {
-                    failed.extend(self.release(topic, &result, waiting));
+            for (topic, answer) in answers.by_ref().take(MAX_HANDLED_UNDER_LOCK) {
+                if let Some((result, waiting)) = handle_one(&mut topics, &topic, answer, now) {
+                    failed.extend(self.release(&topic, &result, waiting));
                 }
             }
             drop(topics);
@@ -183,16 +209,23 @@ impl<C: Completion, E: ProducerEngine<C>> MetadataGate<C, E> {
     fn release(&self, topic: &str, result: &LookupResult, waiting: Vec<Waiting<C>>) -> Vec<FailedAppend<C>> {
         let submit = |waiting: Waiting<C>| {
             let append = waiting.into_append();
-            let submitted = match result {
-                LookupResult::Exists(partition_count, rules) => self.submit(append, *partition_count, rules),
-                LookupResult::Unknown => Err(unknown_topic(append)),
+            match result {
+                LookupResult::Exists(partition_count, rules) => match self.submit(append, *partition_count, rules) {
+                    Ok(()) => None,
+                    Err(NotSubmitted::Failed(failed)) => Some(failed),
+                    Err(NotSubmitted::NeedsLookup(append)) => {
+                        self.state.invalidate(topic);
+                        let reason = format!("the partitions of topic {topic} changed during its lookup");
+                        Some(refused(*append, AppendFailure::Unreachable, reason))
+                    }
+                },
+                LookupResult::Unknown => Some(unknown_topic(append)),
                 LookupResult::Unreachable(reason) => {
                     let reason = format!("the lookup of topic {topic} failed: {reason}");
-                    Err(refused(append, AppendFailure::Unreachable, reason))
+                    Some(refused(append, AppendFailure::Unreachable, reason))
                 }
-                LookupResult::Refused(kind, reason) => Err(refused_topic(append, *kind, reason)),
-            };
-            submitted.err()
+                LookupResult::Refused(kind, reason) => Some(refused_topic(append, *kind, reason)),
+            }
         };
         waiting.into_iter().filter_map(submit).collect()
     }

@@ -28,10 +28,12 @@ const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// response may be too large or take too long.
 const MIN_REFRESHED_AT_ONCE: usize = 16;
 const MAX_REFRESHED_AT_ONCE: usize = 2_000;
-/// Number of topics whose rules are read with one request, and the longest time for all requests of a turn: appends may
-/// wait for a lookup.
+/// Bound of the number of topics that are looked up with one request. It becomes smaller in the same way.
+const MAX_LOOKED_UP_AT_ONCE: usize = 256;
+/// Number of topics whose rules are read with one request, and the time for all requests of a turn: appends may wait
+/// for a lookup. It doubles after rules could not be read, up to that of a lookup.
 const MAX_RULES_AT_ONCE: usize = 100;
-const MAX_RULES_TIME: Duration = Duration::from_millis(500);
+const RULES_TIME: Duration = Duration::from_millis(500);
 /// Refreshes take at most this part of the time while lookups are due without a break.
 const REFRESH_SHARE: u32 = 4;
 /// The pauses after rules could not be read.
@@ -44,6 +46,8 @@ pub(super) struct MetadataLoop<C: Completion, E, M> {
     client: M,
     max_wait: Duration,
     checks: CheckHistory,
+    /// Number of topics that the next lookup names.
+    lookup_size: usize,
     /// Number of topics that the next refresh names.
     refresh_count: usize,
     /// Until then a refresh waits for lookups that are due; the same of the rules. Lookups may be due all the time,
@@ -53,6 +57,7 @@ pub(super) struct MetadataLoop<C: Completion, E, M> {
     /// No rules are read earlier.
     next_rules: Instant,
     rules_pause: Duration,
+    rules_time: Duration,
 }
 
 impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, M> {
@@ -62,11 +67,13 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             client,
             max_wait: wait.min(MAX_LOOKUP_TIME),
             checks: CheckHistory::default(),
+            lookup_size: MAX_LOOKED_UP_AT_ONCE,
             refresh_count: MAX_REFRESHED_AT_ONCE,
             refresh_first_at: Instant::now(),
             rules_first_at: Instant::now(),
             next_rules: Instant::now(),
             rules_pause: MIN_RULES_PAUSE,
+            rules_time: RULES_TIME,
         }
     }
 
@@ -89,7 +96,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             if stop.is_triggered() {
                 self.refresh_awaited();
             } else {
-                self.gate.state.apply_doubted();
+                self.gate.state.apply_refused();
                 self.refresh_topics();
                 self.read_rules();
             }
@@ -150,7 +157,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             Ok(answers) => {
                 // Slowly, so that a size that failed does not come back at once.
                 self.refresh_count = (self.refresh_count + self.refresh_count / 8).min(MAX_REFRESHED_AT_ONCE);
-                self.gate.handle_refreshed(&answers);
+                self.gate.handle_refreshed(answers);
             }
             // Appends with later deadlines may still get an answer.
             Err(_) if wait < self.max_wait && started.elapsed() >= wait => self.gate.expire(Instant::now()),
@@ -158,7 +165,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
                 self.refresh_count = (self.refresh_count / 2).max(MIN_REFRESHED_AT_ONCE);
                 let unreachable = |topic| (topic, LookupAnswer::Unreachable(reason.clone()));
                 let answers: Vec<TopicAnswer> = topics.into_iter().map(unreachable).collect();
-                self.gate.handle_refreshed(&answers);
+                self.gate.handle_refreshed(answers);
             }
         }
     }
@@ -167,7 +174,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
     fn read_rules(&mut self) {
         let started = Instant::now();
         while Instant::now() >= self.next_rules
-            && started.elapsed() < MAX_RULES_TIME
+            && started.elapsed() < RULES_TIME
             && !self.must_look_up_first(self.rules_first_at)
             && self.read_some_rules()
         {}
@@ -180,12 +187,13 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
         if topics.is_empty() {
             return false;
         }
-        let found = self.client.rules(&topics, self.max_wait.min(MAX_RULES_TIME));
+        let found = self.client.rules(&topics, self.max_wait.min(self.rules_time));
         self.rules_first_at = next_share(started);
         if found.is_empty() {
             // Brokers that do not describe configs in time do not receive the request in each turn.
             self.next_rules = Instant::now() + self.rules_pause;
             self.rules_pause = (self.rules_pause * 2).min(MAX_RULES_PAUSE);
+            self.rules_time = (self.rules_time * 2).min(MAX_LOOKUP_TIME);
         } else {
             self.rules_pause = MIN_RULES_PAUSE;
         }
@@ -214,39 +222,30 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
         longest.max(MIN_LOOKUP_TIME).min(self.max_wait)
     }
 
+    /// Looks up the topics for which appends wait, many with one request: with one request each, the names that
+    /// somebody makes up would delay all others, and many topics would not be known in time where a request takes long.
     fn look_up_topics(&mut self) {
         self.gate.state.apply_invalidated();
-        let due = self.gate.state.read_topics().due(Instant::now());
-        let mut unreachable = None;
-        for topic in due {
-            if self.gate.state.is_closed() {
-                return;
-            }
+        let mut due = self.gate.state.read_topics().due(Instant::now());
+        while !due.is_empty() && !self.gate.state.is_closed() {
             self.gate.expire(Instant::now());
-            if self.gate.state.read_topics().is_overdue(&topic, Instant::now()) {
-                let reason = "the brokers respond slowly to the lookups of other topics".to_owned();
-                self.gate.handle_answer(&topic, LookupAnswer::Unreachable(reason));
-                continue;
-            }
-            // One lookup without an answer is enough for all topics that are due.
-            let answer = match unreachable.clone() {
-                Some(answer) => answer,
-                None => {
-                    let (wait, started) = (self.lookup_time(), Instant::now());
-                    self.gate.state.lookup_count.fetch_add(1, Ordering::Relaxed);
-                    let answer = self.client.look_up(&topic, wait);
-                    let was_shortened = wait < self.max_wait && started.elapsed() >= wait;
-                    if was_shortened && matches!(answer, LookupAnswer::Unreachable(_)) {
-                        // Appends with later deadlines may still get an answer.
-                        continue;
-                    }
-                    answer
+            let topics = due.split_off(due.len().saturating_sub(self.lookup_size));
+            let (wait, started) = (self.lookup_time(), Instant::now());
+            self.gate.state.lookup_count.fetch_add(topics.len() as u64, Ordering::Relaxed);
+            match self.client.look_up(&topics, wait) {
+                Ok(answers) => {
+                    self.lookup_size = (self.lookup_size * 2).min(MAX_LOOKED_UP_AT_ONCE);
+                    self.gate.handle_answers(answers);
                 }
-            };
-            if matches!(answer, LookupAnswer::Unreachable(_)) {
-                unreachable = Some(answer.clone());
+                // Appends with later deadlines may still get an answer.
+                Err(_) if wait < self.max_wait && started.elapsed() >= wait => {}
+                Err(reason) => {
+                    self.lookup_size = (self.lookup_size / 2).max(1);
+                    // One request without a response is enough for all topics that are due.
+                    let unreachable = |topic| (topic, LookupAnswer::Unreachable(reason.clone()));
+                    self.gate.handle_answers(due.drain(..).chain(topics).map(unreachable).collect());
+                }
             }
-            self.gate.handle_answer(&topic, answer);
         }
         self.gate.expire(Instant::now());
     }

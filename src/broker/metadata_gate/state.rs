@@ -15,13 +15,11 @@ use crate::locks::{lock, read, write};
 
 /// Longest time of one lookup.
 pub(super) const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
-/// Longest time for which topics are refreshed one by one.
-const MAX_REFRESH_TIME: Duration = Duration::from_millis(500);
 
 /// An engine that appends.
 pub(in crate::broker) trait ProducerEngine<C: Completion>: Send + Sync + 'static {
     /// Takes an append for a topic with this number of partitions; never blocks. A chosen partition exists.
-    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>>;
+    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), NotSubmitted<C>>;
 
     /// Returns the size of a batch with this record alone, as it is sent; 0 if it is not known before.
     fn batch_bytes(&self, _record: &Record) -> usize {
@@ -40,27 +38,14 @@ pub(in crate::broker) trait MetadataClient: Send + 'static {
     /// Fails, with the reason, if no broker answers within `wait`.
     fn check_reachable(&mut self, wait: Duration) -> Result<(), String>;
 
-    /// Looks a topic up; returns within `wait`. Brokers may create a topic that does not exist.
-    fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer;
+    /// Looks topics up with one request; returns within `wait`. Fails, with the reason, if no broker answers. Brokers
+    /// may create the topics that do not exist.
+    fn look_up(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String>;
 
-    /// Looks known topics up, for new partitions; returns within `wait`. The result lacks the topics for which the time
-    /// was too short. Fails, with the reason, if no broker answers. A client that can look up without creating does so,
-    /// so that a deleted topic does not come back.
+    /// Looks known topics up, for new partitions. A client that can look up without creating does so, so that a deleted
+    /// topic does not come back.
     fn refresh(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String> {
-        let until = Instant::now() + wait.min(MAX_REFRESH_TIME);
-        let mut answers = Vec::new();
-        for topic in topics {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            match self.look_up(topic, left) {
-                LookupAnswer::Unreachable(reason) if answers.is_empty() => return Err(reason),
-                LookupAnswer::Unreachable(_) => break,
-                answer => answers.push((Arc::clone(topic), answer)),
-            }
-        }
-        Ok(answers)
+        self.look_up(topics, wait)
     }
 
     /// Reads the rules of topics; returns within `wait`. The result lacks the topics whose rules cannot be read.
@@ -87,6 +72,14 @@ impl<C> HasDeadline for PendingAppend<C> {
 /// An append that failed at once: its completion, and the error to complete it with.
 pub(in crate::broker) type FailedAppend<C> = (C, AppendError);
 
+/// An append that an engine did not take.
+pub(in crate::broker) enum NotSubmitted<C> {
+    /// It failed.
+    Failed(FailedAppend<C>),
+    /// The engine does not know the partition any more: the topic must be looked up again.
+    NeedsLookup(Box<PendingAppend<C>>),
+}
+
 /// The state that the gate and the engine share.
 pub(in crate::broker) struct GateState<C> {
     pub(super) topics: RwLock<TopicTable<Waiting<C>>>,
@@ -94,7 +87,7 @@ pub(in crate::broker) struct GateState<C> {
     /// Known topics that an engine found missing, to look up again; there are no more than known topics.
     pub(super) invalidated: Mutex<HashSet<String>>,
     /// Known topics to which a message was refused, to refresh; there are no more than known topics.
-    pub(super) doubted: Mutex<HashSet<Arc<str>>>,
+    pub(super) refused: Mutex<HashSet<Arc<str>>>,
     /// Whether a broker confirmed a message since the latest check whether a broker can be reached.
     pub(super) has_confirmed: AtomicBool,
     /// Wakes the metadata thread. One token is enough, so nothing is lost if the channel is full.
@@ -135,7 +128,7 @@ impl<C: Completion> GateState<C> {
             topics,
             is_closed: AtomicBool::new(false),
             invalidated: Mutex::default(),
-            doubted: Mutex::default(),
+            refused: Mutex::default(),
             has_confirmed: AtomicBool::new(false),
             wake,
             woken,
@@ -169,11 +162,11 @@ impl<C: Completion> GateState<C> {
     }
 
     /// Refreshes a known topic soon, because a message to it was refused. New appends do not wait for it.
-    pub(in crate::broker) fn doubt(&self, topic: &Arc<str>) {
+    pub(in crate::broker) fn refresh_soon(&self, topic: &Arc<str>) {
         // The metadata thread looks at it at the latest with its next check.
-        let mut doubted = lock(&self.doubted);
-        if !doubted.contains(topic) {
-            doubted.insert(Arc::clone(topic));
+        let mut refused = lock(&self.refused);
+        if !refused.contains(topic) {
+            refused.insert(Arc::clone(topic));
         }
     }
 
@@ -185,12 +178,12 @@ impl<C: Completion> GateState<C> {
         }
     }
 
-    /// Applies [`doubt`](Self::doubt).
-    pub(super) fn apply_doubted(&self) {
-        let doubted = std::mem::take(&mut *lock(&self.doubted));
-        if !doubted.is_empty() {
+    /// Applies [`refresh_soon`](Self::refresh_soon).
+    pub(super) fn apply_refused(&self) {
+        let refused = std::mem::take(&mut *lock(&self.refused));
+        if !refused.is_empty() {
             let mut topics = self.write_topics();
-            doubted.iter().for_each(|topic| topics.doubt(topic));
+            refused.iter().for_each(|topic| topics.refresh_soon(topic));
         }
     }
 

@@ -12,11 +12,15 @@ use crate::supervise::Ended;
 
 type Report = Box<dyn FnOnce(AppendResult) + Send>;
 
+fn answer_each(topics: &[Arc<str>], answer: impl Fn(&str) -> LookupAnswer) -> Vec<TopicAnswer> {
+    topics.iter().map(|topic| (Arc::clone(topic), answer(topic))).collect()
+}
+
 /// An engine to which nothing is submitted.
 struct NoEngine;
 
 impl ProducerEngine<Report> for NoEngine {
-    fn submit(&self, _: PendingAppend<Report>, _: i32) -> Result<(), FailedAppend<Report>> {
+    fn submit(&self, _: PendingAppend<Report>, _: i32) -> Result<(), NotSubmitted<Report>> {
         panic!("no topic exists");
     }
 }
@@ -29,9 +33,9 @@ impl MetadataClient for Slow {
         Ok(())
     }
 
-    fn look_up(&mut self, _: &str, _: Duration) -> LookupAnswer {
+    fn look_up(&mut self, topics: &[Arc<str>], _: Duration) -> Result<Vec<TopicAnswer>, String> {
         std::thread::sleep(self.0);
-        LookupAnswer::DoesNotExist
+        Ok(answer_each(topics, |_| LookupAnswer::DoesNotExist))
     }
 }
 
@@ -39,7 +43,7 @@ impl MetadataClient for Slow {
 struct Stores;
 
 impl ProducerEngine<Report> for Stores {
-    fn submit(&self, append: PendingAppend<Report>, _: i32) -> Result<(), FailedAppend<Report>> {
+    fn submit(&self, append: PendingAppend<Report>, _: i32) -> Result<(), NotSubmitted<Report>> {
         append.completion.complete(Ok(Appended { partition: 0, offset: Some(7) }));
         Ok(())
     }
@@ -53,11 +57,11 @@ impl MetadataClient for Compacted {
         Ok(())
     }
 
-    fn look_up(&mut self, topic: &str, _: Duration) -> LookupAnswer {
-        match topic {
+    fn look_up(&mut self, topics: &[Arc<str>], _: Duration) -> Result<Vec<TopicAnswer>, String> {
+        Ok(answer_each(topics, |topic| match topic {
             "denied" => LookupAnswer::Refused(AppendFailure::NotAuthorized, "TOPIC_AUTHORIZATION_FAILED".to_owned()),
             _ => LookupAnswer::Exists(1),
-        }
+        }))
     }
 
     fn rules(&mut self, topics: &[Arc<str>], _: Duration) -> HashMap<Arc<str>, TopicRules> {
@@ -133,7 +137,110 @@ fn appends_to_many_topics_fail_in_time_although_the_brokers_are_slow() {
         assert_eq!(error.stored, Stored::No, "{error}");
     }
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
-    assert!(gate.topic_lookups() < 20, "a topic for which no append waits is not looked up");
+    assert!(gate.topic_lookups() <= 1_000, "some lookups of each topic within its time");
+    gate.close();
+    group.stop().trigger();
+    assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);
+}
+
+/// An engine that forgets a topic after each append, until the topic is looked up.
+#[derive(Clone, Default)]
+struct Forgetful {
+    /// The partition count of the topic, and whether the engine knows it.
+    topic: Arc<Mutex<(i32, bool)>>,
+}
+
+impl ProducerEngine<Report> for Forgetful {
+    fn submit(&self, append: PendingAppend<Report>, partition_count: i32) -> Result<(), NotSubmitted<Report>> {
+        let mut topic = crate::locks::lock(&self.topic);
+        if !std::mem::take(&mut topic.1) {
+            return Err(NotSubmitted::NeedsLookup(Box::new(append)));
+        }
+        assert_eq!(partition_count, topic.0, "the partition count is not that of the latest lookup");
+        drop(topic);
+        Stores.submit(append, partition_count)
+    }
+}
+
+impl MetadataClient for Forgetful {
+    fn check_reachable(&mut self, _: Duration) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn look_up(&mut self, topics: &[Arc<str>], _: Duration) -> Result<Vec<TopicAnswer>, String> {
+        let mut topic = crate::locks::lock(&self.topic);
+        topic.1 = true;
+        Ok(answer_each(topics, |_| LookupAnswer::Exists(topic.0)))
+    }
+
+    fn refresh(&mut self, _: &[Arc<str>], _: Duration) -> Result<Vec<TopicAnswer>, String> {
+        Err("no refresh".to_owned())
+    }
+}
+
+#[test]
+fn an_append_to_a_topic_that_the_engine_has_forgotten_waits_for_a_lookup() {
+    let config = ProducerConfig {
+        partitioner: PartitionerKind::Fnv1a,
+        max_message_bytes: 10,
+        max_in_flight: 10,
+        timeout: Duration::from_secs(30),
+    };
+    let group = Supervisor::new("t", Stop::new());
+    let engine = Forgetful::default();
+    let wait = Duration::from_secs(1);
+    let gate = start(engine.clone(), GateState::new(&config), &config, engine.clone(), wait, &group);
+    // Deleted, and recreated with fewer partitions, or with more.
+    for count in [8, 2, 5] {
+        crate::locks::lock(&engine.topic).0 = count;
+        let (sender, outcomes) = crossbeam_channel::bounded(1);
+        append(&gate, "t", None, Box::new(move |outcome| sender.send(outcome).expect("the test receives")));
+        outcomes.recv().expect("it completes").unwrap_or_else(|error| panic!("{count}: {error}"));
+    }
+    assert_eq!(gate.topic_lookups(), 3);
+    gate.close();
+    group.stop().trigger();
+    assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);
+}
+
+/// Brokers that take longer to describe topics than a turn usually allows.
+struct SlowToDescribe;
+
+impl MetadataClient for SlowToDescribe {
+    fn check_reachable(&mut self, _: Duration) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn look_up(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String> {
+        Compacted.look_up(topics, wait)
+    }
+
+    fn rules(&mut self, topics: &[Arc<str>], wait: Duration) -> HashMap<Arc<str>, TopicRules> {
+        if wait < Duration::from_secs(1) { HashMap::new() } else { Compacted.rules(topics, wait) }
+    }
+}
+
+#[test]
+fn rules_that_the_brokers_are_slow_to_describe_are_read_all_the_same() {
+    let config = ProducerConfig {
+        partitioner: PartitionerKind::Fnv1a,
+        max_message_bytes: 10,
+        max_in_flight: 10,
+        timeout: Duration::from_secs(30),
+    };
+    let group = Supervisor::new("t", Stop::new());
+    let gate = start(Stores, GateState::new(&config), &config, SlowToDescribe, Duration::from_secs(5), &group);
+    let started = Instant::now();
+    loop {
+        let (sender, outcomes) = crossbeam_channel::bounded(1);
+        append(&gate, "t", None, Box::new(move |outcome| sender.send(outcome).expect("the test receives")));
+        // The topic is compacted, and the message has no key.
+        if outcomes.recv().expect("it completes").is_err() {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "the rules are not read");
+        std::thread::yield_now();
+    }
     gate.close();
     group.stop().trigger();
     assert_eq!(group.join(Duration::from_secs(10)), Ended::Stopped);
@@ -155,23 +262,25 @@ impl MetadataClient for Flooded {
         Ok(())
     }
 
-    fn look_up(&mut self, topic: &str, _: Duration) -> LookupAnswer {
-        if topic == "t" {
-            return LookupAnswer::Exists(1);
-        }
+    fn look_up(&mut self, topics: &[Arc<str>], _: Duration) -> Result<Vec<TopicAnswer>, String> {
         let gate = self.gate.get().and_then(Weak::upgrade).expect("the gate exists");
-        for _ in 0..2 {
-            let name = format!("made-up{}", self.names.fetch_add(1, Ordering::Relaxed));
-            append(&gate, &name, None, Box::new(|_| {}));
-        }
-        LookupAnswer::DoesNotExist
+        Ok(answer_each(topics, |topic| {
+            if topic == "t" {
+                return LookupAnswer::Exists(1);
+            }
+            for _ in 0..2 {
+                let name = format!("made-up{}", self.names.fetch_add(1, Ordering::Relaxed));
+                append(&gate, &name, None, Box::new(|_| {}));
+            }
+            LookupAnswer::DoesNotExist
+        }))
     }
 
     fn refresh(&mut self, topics: &[Arc<str>], _: Duration) -> Result<Vec<TopicAnswer>, String> {
         if let Some(refreshed) = crate::locks::lock(&self.refreshed).take() {
             refreshed.send(topics.to_vec()).expect("the test receives");
         }
-        Ok(topics.iter().map(|topic| (Arc::clone(topic), LookupAnswer::Exists(1))).collect())
+        Ok(answer_each(topics, |_| LookupAnswer::Exists(1)))
     }
 
     fn rules(&mut self, topics: &[Arc<str>], wait: Duration) -> HashMap<Arc<str>, TopicRules> {
@@ -204,7 +313,7 @@ fn known_topics_are_refreshed_although_names_that_do_not_exist_are_looked_up_all
     };
     append(&gate, "made-up", None, Box::new(|_| {}));
     assert!(outcome_of("t").is_ok());
-    // The rules are read, and after a doubt the partitions are counted.
+    // The rules are read, and after a refusal the partitions are counted.
     let started = Instant::now();
     while outcome_of("t").is_ok() {
         assert!(started.elapsed() < Duration::from_secs(30), "the rules are not read");
@@ -212,7 +321,7 @@ fn known_topics_are_refreshed_although_names_that_do_not_exist_are_looked_up_all
     }
     let (sender, refreshed) = crossbeam_channel::bounded(1);
     *crate::locks::lock(&client.refreshed) = Some(sender);
-    state.doubt(&"t".into());
+    state.refresh_soon(&"t".into());
     let topics = refreshed.recv_timeout(Duration::from_secs(30)).expect("the topic is not refreshed");
     assert_eq!(topics, ["t".into()]);
     gate.close();

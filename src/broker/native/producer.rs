@@ -14,7 +14,7 @@ use super::config;
 use super::connections::connection;
 use super::producer_settings::ProducerSettings;
 use crate::broker::metadata_gate::{
-    self, FailedAppend, GateState, MetadataClient, MetadataGate, PendingAppend, ProducerEngine, TopicAnswer, not_stored,
+    self, GateState, MetadataClient, MetadataGate, NotSubmitted, PendingAppend, ProducerEngine, TopicAnswer, not_stored,
 };
 use crate::broker::partitioner::partition_of;
 use crate::broker::topic_rules::{CONFIG_NAMES, TopicRules};
@@ -28,10 +28,10 @@ use crate::kafka::compression::Codec;
 use crate::kafka::connection::Disconnect;
 use crate::kafka::error_code as code;
 use crate::kafka::metadata::{MetadataResponse, MetadataTopics, TopicMetadata};
-use crate::kafka::metadata_client::MetadataClient as KafkaMetadata;
-use crate::kafka::producer::client::{KafkaProducer, ProducerConfig as ClientConfig};
+use crate::kafka::metadata_client::{ClientError, MetadataClient as KafkaMetadata};
+use crate::kafka::producer::client::{KafkaProducer, MetadataSink, ProducerConfig as ClientConfig};
 use crate::kafka::producer::message::{AcksLevel, ProducerMessage};
-use crate::kafka::producer::outcome::{self, EndedWithReason, Gathered, Limits, Outcome};
+use crate::kafka::producer::outcome::{self, EndedWithReason, Limits, Outcome, QueuedMessage};
 use crate::kafka::record_batch::{BatchBuilder, HEADER_BYTES, RecordView};
 use crate::supervise::Supervisor;
 
@@ -98,15 +98,15 @@ impl<C: Completion> NativeProducer<C> {
         };
         let producer = KafkaProducer::new(connector.clone(), bootstrap.clone(), client, supervisor);
         let end_of_lookups = Disconnect::new();
-        let metadata = NativeMetadata {
+        let metadata = NativeMetadata::<C> {
             client: KafkaMetadata::new(connector.ended_by(end_of_lookups.clone()), bootstrap),
-            sink: Box::new(producer.metadata_sink()),
+            sink: producer.metadata_sink(),
             auto_create_topics: settings.auto_create_topics,
         };
         let wait = connector.config().request_timeout;
         let state = GateState::new(config);
-        let suspected = Arc::clone(&state);
-        producer.on_suspect(move |topic| suspected.doubt(topic));
+        let gate_state = Arc::clone(&state);
+        producer.on_possible_refusal(move |topic| gate_state.refresh_soon(topic));
         let engine =
             Engine { producer, codec: settings.codec, partitioner: config.partitioner, state: Arc::clone(&state) };
         let gate = metadata_gate::start(engine, state, config, metadata, wait, supervisor);
@@ -146,11 +146,11 @@ impl<C: Completion> Drop for NativeProducer<C> {
 }
 
 impl<C: Completion> ProducerEngine<C> for Engine<C> {
-    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), FailedAppend<C>> {
+    fn submit(&self, append: PendingAppend<C>, partition_count: i32) -> Result<(), NotSubmitted<C>> {
         let PendingAppend { record, acks, completion, deadline } = append;
         let Some(count) = NonZeroI32::new(partition_count) else {
             let reason = format!("topic {} has no partitions", record.topic);
-            return Err((completion, not_stored(AppendFailure::UnknownTopic, reason)));
+            return Err(NotSubmitted::Failed((completion, not_stored(AppendFailure::UnknownTopic, reason))));
         };
         let level = match acks {
             Acks::None => AcksLevel::None,
@@ -165,9 +165,11 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(unix_ms);
         let cost_bytes = cost_bytes(&record);
         let (record, state) = (Box::new(record), Arc::clone(&self.state));
-        self.producer
-            .append(level, NativeMessage { record, partition, timestamp_ms, cost_bytes, completion, deadline, state });
-        Ok(())
+        let message = NativeMessage { record, partition, timestamp_ms, cost_bytes, completion, deadline, state };
+        self.producer.append(level, message).map_err(|message| {
+            let NativeMessage { record, completion, .. } = message;
+            NotSubmitted::NeedsLookup(Box::new(PendingAppend { record: *record, acks, completion, deadline }))
+        })
     }
 
     fn batch_bytes(&self, record: &Record) -> usize {
@@ -186,7 +188,7 @@ impl<C: Completion> ProducerEngine<C> for Engine<C> {
     }
 }
 
-impl<C: Completion> Gathered for NativeMessage<C> {
+impl<C: Completion> QueuedMessage for NativeMessage<C> {
     fn cost_bytes(&self) -> usize {
         self.cost_bytes
     }
@@ -238,7 +240,7 @@ impl<C: Completion> NativeMessage<C> {
                 return Ok(Appended { partition: self.partition, offset });
             }
             Outcome::Rejected(error, stored) => {
-                self.state.doubt(topic);
+                self.state.refresh_soon(topic);
                 let has_own_time = self.record.timestamp_ms.is_some();
                 rejected(error, stored_of(stored), topic, reason, has_own_time)
             }
@@ -330,17 +332,17 @@ fn cost_bytes(record: &Record) -> usize {
 }
 
 /// Looks topics up for the gate, and passes all metadata to the producer.
-struct NativeMetadata {
+struct NativeMetadata<C: Completion> {
     client: KafkaMetadata,
-    sink: Box<dyn Fn(&MetadataResponse) + Send>,
+    sink: MetadataSink<NativeMessage<C>>,
     /// Whether a lookup may create a topic (`allow.auto.create.topics`).
     auto_create_topics: bool,
 }
 
-impl MetadataClient for NativeMetadata {
+impl<C: Completion> MetadataClient for NativeMetadata<C> {
     fn check_reachable(&mut self, wait: Duration) -> Result<(), String> {
         match self.client.request(MetadataTopics::None, Instant::now() + wait) {
-            Ok(response) => (self.sink)(&response),
+            Ok(response) => drop(self.sink.update(&response)),
             // A quota on requests delays the check.
             Err(_) if self.client.is_throttled() => {}
             Err(error) => return Err(error.to_string()),
@@ -348,27 +350,17 @@ impl MetadataClient for NativeMetadata {
         Ok(())
     }
 
-    fn look_up(&mut self, topic: &str, wait: Duration) -> LookupAnswer {
-        let (name, deadline) = (Arc::from(topic), Instant::now() + wait);
-        let response = match self.auto_create_topics {
-            true => self.client.request_or_create(&name, deadline),
-            false => self.client.request(MetadataTopics::Names(vec![name]), deadline),
-        };
-        match response {
-            Ok(response) => {
-                (self.sink)(&response);
-                answer(response.topics.iter().find(|found| *found.name == *topic))
-            }
-            Err(error) => LookupAnswer::Unreachable(error.to_string()),
+    fn look_up(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String> {
+        if !self.auto_create_topics {
+            return self.refresh(topics, wait);
         }
+        let response = self.client.request_or_create(topics.to_vec(), Instant::now() + wait);
+        self.answers(topics, response)
     }
 
     fn refresh(&mut self, topics: &[Arc<str>], wait: Duration) -> Result<Vec<TopicAnswer>, String> {
         let response = self.client.request(MetadataTopics::Names(topics.to_vec()), Instant::now() + wait);
-        let response = response.map_err(|error| error.to_string())?;
-        (self.sink)(&response);
-        let found: HashMap<&str, &TopicMetadata> = response.topics.iter().map(|found| (&*found.name, found)).collect();
-        Ok(topics.iter().map(|topic| (Arc::clone(topic), answer(found.get(&**topic).copied()))).collect())
+        self.answers(topics, response)
     }
 
     fn rules(&mut self, topics: &[Arc<str>], wait: Duration) -> HashMap<Arc<str>, TopicRules> {
@@ -393,12 +385,31 @@ impl MetadataClient for NativeMetadata {
     }
 }
 
-/// Returns the answer that the metadata of a topic gives; `None` is a topic that the response lacks.
-fn answer(found: Option<&TopicMetadata>) -> LookupAnswer {
+impl<C: Completion> NativeMetadata<C> {
+    /// Passes a response on to the producer; returns the answers for these topics.
+    fn answers(
+        &self,
+        topics: &[Arc<str>],
+        response: Result<MetadataResponse, ClientError>,
+    ) -> Result<Vec<TopicAnswer>, String> {
+        let response = response.map_err(|error| error.to_string())?;
+        let higher = self.sink.update(&response);
+        let found: HashMap<&str, &TopicMetadata> = response.topics.iter().map(|found| (&*found.name, found)).collect();
+        let answer_of = |topic: &Arc<str>| answer(found.get(&**topic).copied(), &higher);
+        Ok(topics.iter().map(|topic| (Arc::clone(topic), answer_of(topic))).collect())
+    }
+}
+
+/// Returns the answer that the metadata of a topic gives; `None` is a topic that the response lacks. `higher`: see
+/// [`MetadataSink::update`].
+fn answer(found: Option<&TopicMetadata>, higher: &HashMap<Arc<str>, usize>) -> LookupAnswer {
     let Some(found) = found else { return LookupAnswer::DoesNotExist };
     match found.error_code {
         code::NONE if found.partitions.is_empty() => LookupAnswer::NotYet,
-        code::NONE => LookupAnswer::Exists(i32::try_from(found.partitions.len()).unwrap_or(i32::MAX)),
+        code::NONE => {
+            let count = higher.get(&found.name).copied().unwrap_or(found.partitions.len());
+            LookupAnswer::Exists(i32::try_from(count).unwrap_or(i32::MAX))
+        }
         code::UNKNOWN_TOPIC_OR_PARTITION => LookupAnswer::DoesNotExist,
         code::LEADER_NOT_AVAILABLE => LookupAnswer::NotYet,
         error if code::is_retriable(error) => LookupAnswer::NotYet,

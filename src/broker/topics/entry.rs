@@ -11,7 +11,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(2);
 /// Age at which the partition count and the rules of a known topic are refreshed.
 pub(super) const REFRESH_AGE: Duration = Duration::from_secs(10);
 /// The pause before the second lookup; it doubles up to [`MAX_PAUSE`].
-pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// An entry of the table; `W` is an append that waits.
@@ -31,6 +31,8 @@ pub(super) struct KnownTopic<W> {
     /// When the rules were read, and when they are read again.
     pub(super) rules_since: Instant,
     pub(super) rules_at: Instant,
+    /// Since when each refresh has found that the topic does not exist.
+    pub(super) missing_since: Option<Instant>,
     /// Items for partitions that the topic lacks; they wait for the next refresh.
     pub(super) waiting: Vec<W>,
 }
@@ -77,8 +79,16 @@ impl<W> Topic<W> {
 impl<W> KnownTopic<W> {
     /// Returns a topic whose rules are read at once; until then these count.
     pub(super) fn new(partition_count: i32, rules: TopicRules, now: Instant) -> Self {
-        let (since, refresh_at, waiting) = (now, now + REFRESH_AGE, Vec::new());
-        KnownTopic { partition_count, since, refresh_at, rules, rules_since: now, rules_at: now, waiting }
+        KnownTopic {
+            partition_count,
+            since: now,
+            refresh_at: now + REFRESH_AGE,
+            rules,
+            rules_since: now,
+            rules_at: now,
+            missing_since: None,
+            waiting: Vec::new(),
+        }
     }
 
     /// Whether items wait for the refresh of this topic.

@@ -8,7 +8,9 @@ use super::{LookupAnswer, LookupResult, TopicTable};
 use crate::broker::topic_rules::TopicRules;
 
 /// Age at which a known topic is refreshed after a refusal.
-const DOUBTED_AGE: Duration = Duration::from_secs(1);
+const REFUSED_AGE: Duration = Duration::from_secs(1);
+/// Time for which refreshes must report a known topic as missing before it is forgotten: then it was deleted.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
 impl<W> TopicTable<W> {
     /// Returns at most `max` known topics whose partition count must be refreshed, those first that have been due for
@@ -40,7 +42,8 @@ impl<W> TopicTable<W> {
     }
 
     /// Handles the answer to the refresh of a known topic; returns the items that waited for it, with the result for
-    /// them. Only an answer with partitions, or a refusal, changes what the table has.
+    /// them. Only an answer with partitions, or a refusal, changes what the table has; a topic that is missing for long
+    /// is removed, so that the next append to it causes a lookup.
     pub(in crate::broker) fn refreshed(
         &mut self,
         topic: &str,
@@ -53,13 +56,10 @@ impl<W> TopicTable<W> {
         if !matches!(answer, LookupAnswer::Unreachable(_)) {
             known.refresh_at = now + REFRESH_AGE;
         }
-        // A partition is reported as missing only by a count that was read since.
-        if matches!(answer, LookupAnswer::Exists(_)) {
-            known.since = now;
-        }
         let result = match answer {
             LookupAnswer::Exists(count) => {
-                known.partition_count = count;
+                // A partition is reported as missing only by a count that was read since.
+                (known.partition_count, known.since, known.missing_since) = (count, now, None);
                 LookupResult::Exists(count, known.rules)
             }
             // The right to write includes the right to describe: without the latter, the former is missing as well.
@@ -67,8 +67,15 @@ impl<W> TopicTable<W> {
                 *entry = Topic::refused(kind, &reason, now);
                 LookupResult::Refused(kind, reason)
             }
-            LookupAnswer::DoesNotExist | LookupAnswer::NotYet => {
-                LookupResult::Unreachable("the brokers currently report the topic as unknown".to_owned())
+            LookupAnswer::DoesNotExist => {
+                if now.duration_since(*known.missing_since.get_or_insert(now)) >= FORGOTTEN_AFTER {
+                    self.topics.remove(topic);
+                }
+                missing()
+            }
+            LookupAnswer::NotYet => {
+                known.missing_since = None;
+                missing()
             }
             LookupAnswer::Unreachable(reason) => LookupResult::Unreachable(reason),
         };
@@ -89,10 +96,10 @@ impl<W> TopicTable<W> {
     }
 
     /// A message to a known topic was refused: refreshes it within about a second.
-    pub(in crate::broker) fn doubt(&mut self, topic: &str) {
+    pub(in crate::broker) fn refresh_soon(&mut self, topic: &str) {
         if let Some(Topic::Known(known)) = self.topics.get_mut(topic) {
-            known.refresh_at = known.refresh_at.min(known.since + DOUBTED_AGE);
-            known.rules_at = known.rules_at.min(known.rules_since + DOUBTED_AGE);
+            known.refresh_at = known.refresh_at.min(known.since + REFUSED_AGE);
+            known.rules_at = known.rules_at.min(known.rules_since + REFUSED_AGE);
         }
     }
 
@@ -106,4 +113,9 @@ impl<W> TopicTable<W> {
         *entry = Topic::Pending(PendingLookup::new(Some(rules), waiting, now));
         self.lookup_count += 1;
     }
+}
+
+/// The result for items that wait for a known topic that a broker reports as missing.
+fn missing() -> LookupResult {
+    LookupResult::Unreachable("the brokers currently report the topic as unknown".to_owned())
 }

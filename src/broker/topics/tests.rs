@@ -109,6 +109,44 @@ fn a_known_topic_is_refreshed_at_intervals_and_may_have_new_partitions() {
 }
 
 #[test]
+fn a_known_topic_that_is_missing_for_a_minute_is_forgotten() {
+    let (mut topics, name, start) = table();
+    topics.add(&name, 1, start).expect("the table has room");
+    topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
+    let interrupting = [
+        LookupAnswer::Exists(2),
+        LookupAnswer::NotYet,
+        LookupAnswer::DoesNotExist,
+        LookupAnswer::Unreachable("".into()),
+    ];
+    for (round, answer) in (0..).zip(interrupting) {
+        // The last two do not interrupt the time.
+        let refreshes = [(10, LookupAnswer::DoesNotExist), (40, answer), (69, LookupAnswer::DoesNotExist)];
+        for (second, answer) in refreshes {
+            topics.refreshed("t", answer, at(start, round * 1_000_000 + second * 1_000));
+        }
+        assert_eq!(topics.known("t", None, start), yes(2), "{round}");
+        topics.refreshed("t", LookupAnswer::DoesNotExist, at(start, round * 1_000_000 + 70_000));
+        let is_forgotten = topics.known("t", None, start) == Known::NeedsLookup;
+        assert_eq!(is_forgotten, round >= 2, "{round}");
+        if is_forgotten {
+            assert!(topics.stale_topics(9, at(start, round * 1_000_000 + 900_000)).is_empty());
+            topics.add(&name, 2, start).expect("the table has room");
+            topics.answer("t", LookupAnswer::Exists(2), start).expect("a result");
+        } else {
+            topics.refreshed("t", LookupAnswer::Exists(2), at(start, round * 1_000_000 + 80_000));
+        }
+    }
+    // An item that waits for a partition leaves as after any other refresh.
+    topics.add(&name, 3, start).expect("the table has room");
+    topics.refreshed("t", LookupAnswer::DoesNotExist, at(start, 5_000_000)).expect("an item waits");
+    topics.add(&name, 4, start).expect("the table has room");
+    let last = topics.refreshed("t", LookupAnswer::DoesNotExist, at(start, 5_060_000));
+    assert!(matches!(last, Some((LookupResult::Unreachable(_), waiting)) if waiting == [4]));
+    assert_eq!((topics.has_awaited(), topics.waiting_count, topics.topics.len()), (false, 0, 0));
+}
+
+#[test]
 fn items_leave_in_order_when_their_topic_exists() {
     let (mut topics, name, start) = table();
     assert_eq!(topics.known("t", None, start), Known::NeedsLookup);
@@ -205,7 +243,7 @@ fn rules_are_read_at_once_then_at_intervals_and_a_second_after_a_refusal() {
     assert!(topics.topics_with_stale_rules(9, at(start, 9_999)).is_empty());
     assert_eq!(topics.topics_with_stale_rules(9, at(start, 10_000)), [Arc::clone(&name)]);
     for _ in 0..100 {
-        topics.doubt("t");
+        topics.refresh_soon("t");
     }
     assert!(topics.topics_with_stale_rules(9, at(start, 999)).is_empty() && topics.stale_topics(9, start).is_empty());
     assert_eq!(topics.topics_with_stale_rules(9, at(start, 1_000)), [Arc::clone(&name)]);
@@ -254,13 +292,13 @@ fn each_known_topic_is_refreshed_however_many_there_are() {
 }
 
 #[test]
-fn topics_that_are_doubted_all_the_time_do_not_keep_others_from_being_refreshed() {
+fn topics_that_refuse_messages_all_the_time_do_not_keep_others_from_being_refreshed() {
     let (mut topics, names, start) = known_topics(21);
-    let (other, doubted) = names.split_first().expect("there are topics");
+    let (other, refused) = names.split_first().expect("there are topics");
     let mut latest = start;
     for second in 1..=60 {
         let now = at(start, second * 1_000);
-        doubted.iter().for_each(|name| topics.doubt(name));
+        refused.iter().for_each(|name| topics.refresh_soon(name));
         for name in topics.stale_topics(16, now) {
             topics.refreshed(&name, LookupAnswer::Exists(1), now);
             latest = if name == *other { now } else { latest };

@@ -66,7 +66,7 @@ pub(super) struct PartitionReader {
     /// A leader with a lower epoch than `leader_epoch` is in the metadata since this time.
     pub(super) older_leader_since: Option<Instant>,
     /// The leader may have changed: metadata is needed until the leader changes or a response succeeds.
-    pub(super) is_leader_in_doubt: bool,
+    pub(super) is_leader_stale: bool,
     /// The metadata has no such partition.
     pub(super) is_missing: bool,
     /// The end of the last epoch must be compared with the leader before the next fetch (Fetch below version 12).
@@ -127,7 +127,7 @@ impl PartitionReader {
             leader_epoch: -1,
             replica: None,
             older_leader_since: None,
-            is_leader_in_doubt: true,
+            is_leader_stale: true,
             is_missing: false,
             needs_validation: leader_epoch.is_some(),
             phase: Phase::Reading,
@@ -179,7 +179,7 @@ impl PartitionReader {
         if (self.leader, self.leader_epoch) != (Some(leader), leader_epoch) {
             (self.replica, self.in_flight) = (None, None);
             self.needs_validation = self.epochs.last() >= 0;
-            self.is_leader_in_doubt = false;
+            self.is_leader_stale = false;
             self.not_before = now;
             self.backoff.reset();
         }
@@ -197,7 +197,7 @@ impl PartitionReader {
         self.phase = Phase::Reading;
         self.has_recovered |= self.reported_at.is_some();
         (self.failing_since, self.reported_at) = (None, None);
-        (self.is_leader_in_doubt, self.is_missing) = (false, false);
+        (self.is_leader_stale, self.is_missing) = (false, false);
     }
 
     /// The leader has no message at the position.

@@ -81,9 +81,9 @@ impl<'a> LeaderRouter<'a> {
 impl<T> Router<i32, T> for LeaderRouter<'_> {
     fn route(&mut self, items: &[usize], is_retry: bool, until: Instant) -> Vec<(usize, Route<i32, T>)> {
         self.leaders.topics.retain(|_, topic| topic.received.elapsed() < MAX_METADATA_AGE);
-        let is_doubtful = |partition| is_retry || self.leaders.leader(partition, self.metadata.brokers()).is_err();
-        let doubtful = items.iter().map(|index| &self.items[*index]).filter(|partition| is_doubtful(partition));
-        let mut names: Vec<Arc<str>> = doubtful.map(|(topic, _)| Arc::clone(topic)).collect();
+        let is_stale = |partition| is_retry || self.leaders.leader(partition, self.metadata.brokers()).is_err();
+        let stale = items.iter().map(|index| &self.items[*index]).filter(|partition| is_stale(partition));
+        let mut names: Vec<Arc<str>> = stale.map(|(topic, _)| Arc::clone(topic)).collect();
         names.sort_unstable();
         names.dedup();
         let mut failure = None;

@@ -3,7 +3,8 @@
 //! Threads: a `Sender` for each level and broker in use, `kafka-leaders` (metadata of the topics in use) and
 //! `kafka-deadline`, which ends each message at its deadline, whatever the other threads wait for.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::level::Level;
@@ -46,10 +47,11 @@ impl<M: ProducerMessage> KafkaProducer<M> {
         KafkaProducer { shared }
     }
 
-    /// Queues a message; never blocks. The metadata of its topic must have been passed to
-    /// [`update`](Self::update). Messages of one partition and level are stored in the order of these calls.
-    pub fn append(&self, level: AcksLevel, message: M) {
-        self.shared.append(self.shared.level(level), message);
+    /// Queues a message; never blocks. Messages of one partition and level are stored in the order of these calls.
+    /// Returns the message if no metadata with its partition has been passed to [`update`](Self::update), or not since
+    /// the topic was forgotten: brokers have reported it as missing for long, and it was not used.
+    pub fn append(&self, level: AcksLevel, message: M) -> Result<(), M> {
+        self.shared.append(self.shared.level(level), message)
     }
 
     /// Chooses a partition for a message without a key: for a few milliseconds the same one, then another. `count` is
@@ -65,10 +67,10 @@ impl<M: ProducerMessage> KafkaProducer<M> {
         self.shared.change_limit(topic, |limit| limit.configured_bytes = max_bytes);
     }
 
-    /// Calls `handler` with topics that a broker may have refused at acks=0: it closed the connection soon after a
-    /// request. Only the first handler counts.
-    pub fn on_suspect(&self, handler: impl Fn(&Arc<str>) + Send + Sync + 'static) {
-        self.shared.set_on_suspect(Box::new(handler));
+    /// Calls `handler` with topics that a broker may have refused at acks=0: it closed the connection after a request.
+    /// Only the first handler counts.
+    pub fn on_possible_refusal(&self, handler: impl Fn(&Arc<str>) + Send + Sync + 'static) {
+        self.shared.set_on_possible_refusal(Box::new(handler));
     }
 
     /// Takes over metadata from a response.
@@ -77,13 +79,8 @@ impl<M: ProducerMessage> KafkaProducer<M> {
     }
 
     /// Returns what takes over metadata without keeping the producer alive.
-    pub fn metadata_sink(&self) -> impl Fn(&MetadataResponse) + Send + 'static {
-        let shared = Arc::downgrade(&self.shared);
-        move |metadata| {
-            if let Some(shared) = shared.upgrade() {
-                shared.update(metadata);
-            }
-        }
+    pub fn metadata_sink(&self) -> MetadataSink<M> {
+        MetadataSink { shared: Arc::downgrade(&self.shared) }
     }
 
     pub(super) fn levels(&self) -> &[Arc<Level<M>>] {
@@ -95,6 +92,21 @@ impl<M: ProducerMessage> KafkaProducer<M> {
     /// [`ProducerMessage::end`] has returned for each message; so a call from there waits for the whole grace.
     pub fn close(&self, grace: Duration) {
         self.shared.close(grace);
+    }
+}
+
+/// Takes over metadata for a producer.
+pub struct MetadataSink<M> {
+    shared: Weak<Shared<M>>,
+}
+
+impl<M: ProducerMessage> MetadataSink<M> {
+    /// See [`KafkaProducer::update`]. Returns the partition counts of topics with an id, as far as they are higher than
+    /// in this response: a topic does not lose partitions, so the broker lags behind the controller.
+    pub fn update(&self, metadata: &MetadataResponse) -> HashMap<Arc<str>, usize> {
+        let Some(shared) = self.shared.upgrade() else { return HashMap::new() };
+        shared.update(metadata);
+        shared.higher_counts(metadata)
     }
 }
 

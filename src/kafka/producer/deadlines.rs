@@ -29,13 +29,13 @@ impl<M: ProducerMessage> Shared<M> {
         let now = Instant::now();
         let mut state = level.lock();
         let expired = state.expire(now);
-        let (doubtful, check_at) = state.check_senders(now);
+        let (silent, check_at) = state.check_senders(now);
         let (startable, start_at) = due_starts(&mut state.senders, now);
-        let next = [state.gather.next_deadline(), check_at, start_at].into_iter().flatten();
+        let next = [state.accumulator.next_deadline(), check_at, start_at].into_iter().flatten();
         state.next_look = next.fold(now + self.config.timeout, Instant::min);
         drop(state);
-        for broker in doubtful {
-            self.doubt_leader(broker);
+        for broker in silent {
+            self.mark_topics_of(broker);
         }
         for broker in startable {
             self.start_sender(level, broker);

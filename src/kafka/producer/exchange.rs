@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use super::accumulator::{BatchToSend, Sending};
 use super::buffers::Buffers;
-use super::gather::{BatchToSend, Sending};
 use super::leaders::LeaderHint;
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::{BatchResult, BrokerId, EndedWithReason};
@@ -124,7 +124,7 @@ impl<M: ProducerMessage> Sender<M> {
         ending.end_all(throttled);
         batches.sort_by(|left, right| left.topic.cmp(&right.topic));
         if self.level.acks == AcksLevel::None {
-            self.suspects = [suspects(&batches), std::mem::take(&mut self.suspects[0])];
+            self.latest_topics = [largest_by_topic(&batches), std::mem::take(&mut self.latest_topics[0])];
         }
         batches
     }
@@ -191,8 +191,9 @@ impl<M: ProducerMessage> Sender<M> {
         // Before the messages end, so that what is appended from then on waits, or is refused.
         self.throttle(throttle_time(response.throttle_time_ms, version, FIRST_THROTTLED_PRODUCE), sent_bytes);
         self.apply(batches, results);
+        self.is_refused_as_leader = !hints.is_empty();
         if !hints.is_empty() {
-            self.shared.doubt_partitions(&hints, &response.nodes);
+            self.shared.mark_partitions(&hints, &response.nodes);
         }
     }
 
@@ -245,7 +246,7 @@ impl<M: ProducerMessage> Sender<M> {
         for (batch, (result, reason)) in batches.into_iter().zip(results) {
             let index = batch.sending.partition;
             let end = &mut |(message, outcome)| ended.push((message, outcome, reason.clone()));
-            woken.extend(level.gather.complete(batch.sending, result, now, end));
+            woken.extend(level.accumulator.complete(batch.sending, result, now, end));
             level.record_failure(index, reason);
             if let Some(bytes) = level.retain(index, batch.bytes) {
                 self.buffers.keep(bytes);
@@ -300,7 +301,7 @@ fn sent_batch<M: ProducerMessage>(
 }
 
 /// Returns the topics of a request, sorted, with their largest batch of several messages.
-fn suspects(batches: &[SentBatch]) -> Vec<(Arc<str>, usize)> {
+fn largest_by_topic(batches: &[SentBatch]) -> Vec<(Arc<str>, usize)> {
     let size = |batch: &SentBatch| if batch.message_count > 1 { batch.raw_bytes } else { 0 };
     let of_topic = batches.chunk_by(|left, right| left.topic == right.topic);
     of_topic.map(|group| (Arc::clone(&group[0].topic), group.iter().map(size).max().unwrap_or(0))).collect()

@@ -23,6 +23,8 @@ pub(super) type LeaderHint = (Arc<str>, i32, Option<(BrokerId, i32)>);
 /// The brokers, and the leaders of the partitions.
 #[derive(Default)]
 pub(super) struct ClusterView {
+    /// Id of the cluster, once a response had it.
+    cluster_id: Option<String>,
     brokers: HashMap<BrokerId, BrokerAddress>,
     topics: HashMap<Arc<str>, TopicLeaders>,
     /// Known topics that brokers report as missing, and since when.
@@ -64,6 +66,20 @@ impl ClusterView {
         self.topics.get_mut(topic).is_some_and(|topic| topic.change_limit(change))
     }
 
+    /// Takes over the cluster id of a response, before the rest of it; returns whether it is another cluster than
+    /// before.
+    pub(super) fn enter_cluster(&mut self, id: Option<&str>) -> bool {
+        let Some(id) = id.filter(|id| self.cluster_id.as_deref() != Some(*id)) else { return false };
+        if self.cluster_id.replace(id.to_owned()).is_none() {
+            return false;
+        }
+        // The epochs of its leaders begin again.
+        for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
+            (partition.epoch, partition.older_since) = (-1, None);
+        }
+        true
+    }
+
     /// Takes over a response; returns the topics of which it changed something.
     pub(super) fn update(&mut self, metadata: &MetadataResponse, now: Instant) -> Vec<Arc<str>> {
         // A broker that has just started may know no other broker; the addresses known so far stay valid.
@@ -90,16 +106,31 @@ impl ClusterView {
         changed
     }
 
-    /// Returns the topics that brokers have reported as missing for long.
-    pub(super) fn long_missing(&self, now: Instant) -> Vec<Arc<str>> {
-        let is_long = |since: Instant| now.saturating_duration_since(since) >= MISSING_FOR;
-        self.missing.iter().filter(|(_, since)| is_long(**since)).map(|(name, _)| Arc::clone(name)).collect()
+    /// Returns the partition counts of topics that are known to have more partitions than a response says: the broker
+    /// lags behind the controller. Without topic ids the topic may have been recreated with fewer.
+    pub(super) fn higher_counts(&self, metadata: &MetadataResponse) -> HashMap<Arc<str>, usize> {
+        let with_id = metadata.topics.iter().filter(|topic| topic.error_code == error_code::NONE && topic.id.is_some());
+        let higher = with_id.filter_map(|topic| {
+            let count = self.topics.get(&topic.name)?.partitions.len();
+            (count > topic.partitions.len()).then(|| (Arc::clone(&topic.name), count))
+        });
+        higher.collect()
     }
 
-    /// Forgets a topic.
-    pub(super) fn remove(&mut self, topic: &str) {
-        self.topics.remove(topic);
-        self.missing.remove(topic);
+    /// Returns the topics that brokers have reported as missing for long.
+    pub(super) fn long_missing(&self, now: Instant) -> Vec<Arc<str>> {
+        let missing = self.missing.iter().filter(|(_, since)| is_long_missing(**since, now));
+        missing.map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Forgets a topic; returns false if it is not missing for long, since a response may have named it meanwhile.
+    pub(super) fn remove_missing(&mut self, topic: &str, now: Instant) -> bool {
+        let is_missing = self.missing.get(topic).is_some_and(|since| is_long_missing(*since, now));
+        if is_missing {
+            self.topics.remove(topic);
+            self.missing.remove(topic);
+        }
+        is_missing
     }
 
     /// Takes over the leaders that a Produce response names (KIP-951), with their addresses; returns the topics of
@@ -124,6 +155,10 @@ impl ClusterView {
         }
         changed.into_iter().collect()
     }
+}
+
+fn is_long_missing(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= MISSING_FOR
 }
 
 impl Default for TopicLeaders {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use log::info;
 
-use super::gather::{BatchToSend, Gather, PartitionIndex};
+use super::accumulator::{BatchToSend, PartitionIndex, RecordAccumulator};
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::{BrokerId, EndedMessage, EndedWithReason, Limits, Outcome};
 use super::sender_handle::{Activity, SenderHandle, check_all};
@@ -26,7 +26,7 @@ use crate::locks::lock;
 const MIN_REFUSAL_TIME: Duration = Duration::from_secs(1);
 const MAX_REFUSAL_TIME: Duration = Duration::from_secs(30);
 
-/// Name of a partition in a [`Gather`].
+/// Name of a partition in a [`RecordAccumulator`].
 pub(super) type PartitionName = (Arc<str>, i32);
 
 /// One acks level.
@@ -37,7 +37,7 @@ pub(super) struct Level<M> {
 
 pub(super) struct LevelState<M> {
     pub(super) acks: AcksLevel,
-    pub(super) gather: Gather<PartitionName, M>,
+    pub(super) accumulator: RecordAccumulator<PartitionName, M>,
     topics: HashMap<Arc<str>, LevelTopic>,
     /// By [`PartitionIndex`].
     partitions: Vec<LevelPartition>,
@@ -107,7 +107,7 @@ impl<M: ProducerMessage> Level<M> {
             acks,
             state: Mutex::new(LevelState {
                 acks,
-                gather: Gather::new(Limits { is_idempotent: acks == AcksLevel::All, ..limits }),
+                accumulator: RecordAccumulator::new(Limits { is_idempotent: acks == AcksLevel::All, ..limits }),
                 topics: HashMap::new(),
                 partitions: Vec::new(),
                 senders: HashMap::new(),
@@ -139,17 +139,17 @@ impl<M: ProducerMessage> LevelState<M> {
 
     /// Chooses the partition of a message without a key, see [`Sticky`].
     pub(super) fn sticky_partition(&mut self, topic: &str, count: i32, deadline: Instant) -> i32 {
-        let LevelState { gather, topics, senders, .. } = self;
+        let LevelState { accumulator, topics, senders, .. } = self;
         let Some(LevelTopic { partitions, sticky, .. }) = topics.get_mut(topic) else { return random_below(count) };
         let now = Instant::now();
-        let leader = |number| gather.leader(*partitions.get(usize::try_from(number).ok()?)?);
+        let leader = |number| accumulator.leader(*partitions.get(usize::try_from(number).ok()?)?);
         let works = |leader| senders.get(&leader).is_none_or(|sender| !sender.is_avoided(now));
         sticky.choose(count, deadline, leader, works)
     }
 
     /// Queues a message.
     pub(super) fn append(&mut self, index: PartitionIndex, message: M) -> AfterAppend<M> {
-        if self.gather.message_count() >= self.max_messages {
+        if self.accumulator.message_count() >= self.max_messages {
             return AfterAppend::End(message, Outcome::QueueFull, "");
         }
         let message = match self.accept(index, message) {
@@ -157,8 +157,8 @@ impl<M: ProducerMessage> LevelState<M> {
             Err(refused) => return refused,
         };
         self.look_by(message.deadline());
-        let topic = self.gather.leader(index).is_none().then(|| Arc::clone(message.topic()));
-        match (self.gather.append(index, message), topic) {
+        let topic = self.accumulator.leader(index).is_none().then(|| Arc::clone(message.topic()));
+        match (self.accumulator.append(index, message), topic) {
             (Some(broker), _) => self.wake(broker),
             (None, Some(topic)) => AfterAppend::FindLeader(topic),
             (None, None) => AfterAppend::Nothing,
@@ -190,8 +190,8 @@ impl<M: ProducerMessage> LevelState<M> {
         let entry = self.topics.entry(Arc::clone(topic)).or_default();
         while entry.partitions.len() < leaders.len() {
             let number = entry.partitions.len() as i32;
-            let index = self.gather.partition((Arc::clone(topic), number));
-            self.gather.set_max_batch_bytes(index, entry.limits.batch_bytes);
+            let index = self.accumulator.partition((Arc::clone(topic), number));
+            self.accumulator.set_max_batch_bytes(index, entry.limits.batch_bytes);
             entry.partitions.push(index);
             let partition = LevelPartition { topic: Arc::clone(topic), number, sent_to: None, failure: None };
             match self.partitions.get_mut(index.0) {
@@ -201,14 +201,14 @@ impl<M: ProducerMessage> LevelState<M> {
         }
         let mut woken: Vec<BrokerId> = Vec::new();
         for (index, leader) in entry.partitions.iter().zip(leaders.iter().copied().chain(iter::repeat(None))) {
-            let sent_to = self.partitions[index.0].sent_to.filter(|_| self.gather.is_in_flight(*index));
+            let sent_to = self.partitions[index.0].sent_to.filter(|_| self.accumulator.is_in_flight(*index));
             if let (Some(former), Some(leader)) = (sent_to, leader)
                 && former != leader
                 && let Some(limit) = self.senders.get_mut(&former).and_then(SenderHandle::limit_wait)
             {
                 self.next_look = self.next_look.min(limit);
             }
-            woken.extend(self.gather.set_leader(*index, leader));
+            woken.extend(self.accumulator.set_leader(*index, leader));
         }
         woken.sort_unstable();
         woken.dedup();
@@ -220,7 +220,7 @@ impl<M: ProducerMessage> LevelState<M> {
         let Some(topic) = self.topics.get_mut(topic) else { return };
         topic.limits = limits;
         for index in &topic.partitions {
-            self.gather.set_max_batch_bytes(*index, limits.batch_bytes);
+            self.accumulator.set_max_batch_bytes(*index, limits.batch_bytes);
         }
     }
 
@@ -265,8 +265,8 @@ impl<M: ProducerMessage> LevelState<M> {
         mut send: impl FnMut(BatchToSend<M>, &Arc<str>, i32, Option<Vec<u8>>),
     ) {
         let max_bytes = self.max_request_bytes(broker);
-        let LevelState { gather, partitions, retained, .. } = self;
-        gather.take(broker, now, max_bytes, |batch| {
+        let LevelState { accumulator, partitions, retained, .. } = self;
+        accumulator.take(broker, now, max_bytes, |batch| {
             let index = batch.sending.partition;
             let partition = &mut partitions[index.0];
             partition.sent_to = Some(broker);
@@ -282,7 +282,7 @@ impl<M: ProducerMessage> LevelState<M> {
 
     /// Keeps the bytes of a batch if it must be retried unchanged, else returns them.
     pub(super) fn retain(&mut self, index: PartitionIndex, bytes: Vec<u8>) -> Option<Vec<u8>> {
-        if !self.gather.has_unchanged_retry(index) {
+        if !self.accumulator.has_unchanged_retry(index) {
             return Some(bytes);
         }
         self.retained.insert(index, bytes);
@@ -291,13 +291,13 @@ impl<M: ProducerMessage> LevelState<M> {
 
     /// Frees the bytes of batches that will not be retried, because their messages have ended.
     fn free_retained(&mut self) {
-        self.retained.retain(|index, _| self.gather.has_unchanged_retry(*index));
+        self.retained.retain(|index, _| self.accumulator.has_unchanged_retry(*index));
     }
 
     /// Ends the messages whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<EndedWithReason<M>> {
         let mut expired = Vec::new();
-        self.gather.expire(now, &mut |message| expired.push(message));
+        self.accumulator.expire(now, &mut |message| expired.push(message));
         self.free_retained();
         let mut latest: Option<(Arc<str>, i32, Arc<str>)> = None;
         let with_reason = |(message, outcome): EndedMessage<M>| {
@@ -322,7 +322,7 @@ impl<M: ProducerMessage> LevelState<M> {
         let mut ended = Vec::new();
         let partitions = self.topics.get(topic).into_iter().flat_map(|topic| topic.partitions.iter().skip(first));
         for index in partitions {
-            self.gather.drain(*index, &mut |message| ended.push(message));
+            self.accumulator.drain(*index, &mut |message| ended.push(message));
         }
         self.free_retained();
         ended
@@ -331,19 +331,20 @@ impl<M: ProducerMessage> LevelState<M> {
     /// Ends all messages.
     pub(super) fn drain_all(&mut self) -> Vec<EndedMessage<M>> {
         let mut ended = Vec::new();
-        self.gather.drain_all(&mut |message| ended.push(message));
+        self.accumulator.drain_all(&mut |message| ended.push(message));
         self.retained.clear();
         ended
     }
 
     /// Whether the topic has messages that have not ended, in partitions from number `first` on.
     pub(super) fn has_messages(&self, topic: &str, first: usize) -> bool {
-        self.partitions_of(topic).skip(first).any(|index| self.gather.has_messages(*index))
+        self.partitions_of(topic).skip(first).any(|index| self.accumulator.has_messages(*index))
     }
 
     /// Whether a partition of the topic has messages that have not ended, and no leader.
     pub(super) fn waits_for_leader(&self, topic: &str) -> bool {
-        let waits = |index: &PartitionIndex| self.gather.leader(*index).is_none() && self.gather.has_messages(*index);
+        let waits =
+            |index: &PartitionIndex| self.accumulator.leader(*index).is_none() && self.accumulator.has_messages(*index);
         self.partitions_of(topic).any(waits)
     }
 
@@ -358,9 +359,10 @@ impl<M: ProducerMessage> LevelState<M> {
 
     /// Whether a partition that `broker` leads has messages that wait for a producer id.
     pub(super) fn awaits_producer_id(&self, broker: BrokerId) -> bool {
-        let awaits =
-            |index: &PartitionIndex| self.gather.leader(*index) == Some(broker) && self.gather.has_messages(*index);
-        self.gather.awaiting_producer().iter().any(awaits)
+        let awaits = |index: &PartitionIndex| {
+            self.accumulator.leader(*index) == Some(broker) && self.accumulator.has_messages(*index)
+        };
+        self.accumulator.awaiting_producer().iter().any(awaits)
     }
 
     /// The cluster refused a producer id. Returns whether it did not do so before, for the same reason.
@@ -388,7 +390,15 @@ impl<M: ProducerMessage> LevelState<M> {
             sender.last_failure.clear();
             sender.failed_at = None;
         }
-        if self.gather.needs_producer() { self.gather.set_producer(producer_id, epoch) } else { Vec::new() }
+        if self.accumulator.needs_producer() { self.accumulator.set_producer(producer_id, epoch) } else { Vec::new() }
+    }
+
+    /// Forgets the producer ids, because the brokers belong to another cluster. Returns the messages that end.
+    pub(super) fn forget_producer(&mut self) -> Vec<EndedMessage<M>> {
+        let mut ended = Vec::new();
+        self.accumulator.forget_producer(&mut |message| ended.push(message));
+        self.free_retained();
+        ended
     }
 
     /// Ends the messages that wait for a producer id if the cluster has refused one; `None` if it has not, and one
@@ -396,8 +406,8 @@ impl<M: ProducerMessage> LevelState<M> {
     pub(super) fn end_refused(&mut self, now: Instant) -> Option<Vec<EndedWithReason<M>>> {
         let refusal = self.refusal.clone().filter(|refusal| now < refusal.until)?;
         let mut ended = Vec::new();
-        for index in self.gather.awaiting_producer().to_vec() {
-            self.gather.drain(index, &mut |(message, outcome)| {
+        for index in self.accumulator.awaiting_producer().to_vec() {
+            self.accumulator.drain(index, &mut |(message, outcome)| {
                 let outcome = Outcome::Rejected(refusal.code, outcome.stored());
                 ended.push((message, outcome, Some(Arc::clone(&refusal.reason))));
             });
@@ -408,7 +418,7 @@ impl<M: ProducerMessage> LevelState<M> {
     /// Returns why a message of this partition has not been stored so far, as an error text.
     fn reason_for(&self, topic: &str, number: i32) -> String {
         let index = self.index_of(topic, number);
-        let Some((index, leader)) = index.and_then(|index| Some((index, self.gather.leader(index)?))) else {
+        let Some((index, leader)) = index.and_then(|index| Some((index, self.accumulator.leader(index)?))) else {
             return format!("partition {number} of topic {topic} has no leader");
         };
         let sender = self.senders.get(&leader);

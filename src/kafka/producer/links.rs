@@ -6,7 +6,7 @@ use super::client::KafkaProducer;
 use super::level::Level;
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::BrokerId;
-use super::sender_handle::{Activity, DOUBT_AFTER, SenderHandle};
+use super::sender_handle::{Activity, SILENT_AFTER, SenderHandle};
 
 /// The state of a connection to a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ fn state_of(sender: &SenderHandle, now: Instant) -> LinkState {
     }
     match sender.waits() {
         Some((Activity::Connecting, since)) => LinkState::Connecting { since },
-        Some((_, since)) if now.saturating_duration_since(since) >= DOUBT_AFTER => LinkState::Silent { since },
+        Some((_, since)) if now.saturating_duration_since(since) >= SILENT_AFTER => LinkState::Silent { since },
         _ if sender.disconnect.is_some() => LinkState::Connected,
         _ => LinkState::Idle,
     }
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(state_of(&sender, now), LinkState::Connecting { since: now });
         sender.begin(Activity::Producing, now);
         assert_eq!(state_of(&sender, now), LinkState::Connected);
-        assert_eq!(state_of(&sender, now + DOUBT_AFTER), LinkState::Silent { since: now });
+        assert_eq!(state_of(&sender, now + SILENT_AFTER), LinkState::Silent { since: now });
         sender.quota = Some(Quota::throttled(now, Duration::from_secs(2), 1_000, 0));
         let until = now + Duration::from_secs(2);
         assert_eq!(state_of(&sender, now), LinkState::Throttled { until });

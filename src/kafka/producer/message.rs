@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::outcome::{EndedWithReason, Gathered, Outcome};
+use super::outcome::{EndedWithReason, Outcome, QueuedMessage};
 use crate::kafka::record_batch::RecordView;
 
 /// A message that a [`KafkaProducer`](super::client::KafkaProducer) can send.
-pub trait ProducerMessage: Gathered + Sized + Send + 'static {
+pub trait ProducerMessage: QueuedMessage + Sized + Send + 'static {
     /// Name of the topic.
     fn topic(&self) -> &Arc<str>;
 

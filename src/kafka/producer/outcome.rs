@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 pub use crate::kafka::metadata::BrokerId;
 
-/// A message that a [`Gather`](super::gather::Gather) can queue.
-pub trait Gathered {
+/// A message that a [`RecordAccumulator`](super::accumulator::RecordAccumulator) can queue.
+pub trait QueuedMessage {
     /// Upper bound of the bytes that the message adds to a batch.
     fn cost_bytes(&self) -> usize;
 
@@ -31,7 +31,8 @@ pub enum Outcome {
     Appended(Option<i64>),
     /// The broker rejected the message with this error code of the protocol.
     Rejected(i16, Stored),
-    /// The deadline of the message passed, or [`Gather::drain_all`](super::gather::Gather::drain_all) ended it.
+    /// The deadline of the message passed, or
+    /// [`RecordAccumulator::drain_all`](super::accumulator::RecordAccumulator::drain_all) ended it.
     TimedOut(Stored),
     /// The message was not sent, because a quota of the broker leaves no time for it before its deadline. The next
     /// message can be sent after this time.
@@ -56,9 +57,12 @@ impl Outcome {
 /// Result of sending a batch once, derived from the response or from the failure of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BatchResult {
-    /// The batch is stored and its first record has this offset; `None` if the offset is unknown (the broker
-    /// recognised a duplicate). At acks=0: the request was handed to the socket.
+    /// The batch is stored and its first record has this offset; `None` if the offset is unknown. At acks=0: the
+    /// request was handed to the socket.
     Stored(Option<i64>),
+    /// The broker takes the batch for one that it has stored (DUPLICATE_SEQUENCE_NUMBER). At the first sending it is
+    /// not: the sequence number is wrong, as after [`BatchResult::UnknownProducer`].
+    Duplicate,
     /// The batch was not stored, and no copy of it is under way; its messages are retried after the back-off. At
     /// acks=-1 NOT_LEADER_OR_FOLLOWER and UNKNOWN_TOPIC_OR_PARTITION are [`BatchResult::MaybeStored`] instead: a broker
     /// that loses the partition after the append, while it waits for the replicas, returns these codes, too.

@@ -10,7 +10,8 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::batch_size::BatchSize;
-use super::outcome::{BrokerId, EndedMessage, Gathered, Limits, Outcome, Stored};
+use super::outcome::{BrokerId, EndedMessage, Limits, Outcome, QueuedMessage, Stored};
+use crate::kafka::error_code::{INVALID_PRODUCER_EPOCH, OUT_OF_ORDER_SEQUENCE_NUMBER, UNKNOWN_PRODUCER_ID};
 use crate::kafka::record_batch::ProducerState;
 
 /// Capacity above which the memory of an empty queue is freed.
@@ -62,7 +63,7 @@ pub(super) struct Partition<M> {
     pub(super) indexed_deadline: Option<Instant>,
 }
 
-impl<M: Gathered> Partition<M> {
+impl<M: QueuedMessage> Partition<M> {
     pub(super) fn new() -> Self {
         Partition {
             leader: None,
@@ -153,8 +154,15 @@ impl<M: Gathered> Partition<M> {
     }
 
     /// Begins a back-off. Keeps a batch that may be stored, so that it is retried unchanged, unless all its messages
-    /// have ended; dissolves another batch. Returns the emptied vector of a batch that is not kept.
-    pub(super) fn retry(&mut self, batch: Batch<M>, limits: &Limits, now: Instant) -> Vec<Option<M>> {
+    /// have ended or its producer id was forgotten; dissolves another batch. Returns the emptied vector of a batch that
+    /// is not kept.
+    pub(super) fn retry(
+        &mut self,
+        batch: Batch<M>,
+        limits: &Limits,
+        now: Instant,
+        end: &mut impl FnMut(EndedMessage<M>),
+    ) -> Vec<Option<M>> {
         self.begin_backoff(limits, now);
         if !batch.may_be_stored {
             return self.dissolve(batch);
@@ -162,8 +170,21 @@ impl<M: Gathered> Partition<M> {
         if batch.messages.iter().all(Option::is_none) {
             return self.abandon(batch);
         }
+        if batch.producer.producer_id != self.producer.producer_id {
+            return self.end_maybe_stored(batch, UNKNOWN_PRODUCER_ID, end);
+        }
         self.batch = Some(batch);
         Vec::new()
+    }
+
+    /// Forgets the producer id. Ends the messages of a batch that may be stored; returns its emptied vector. A batch in
+    /// flight stays until its result is known.
+    pub(super) fn forget_producer(&mut self, end: &mut impl FnMut(EndedMessage<M>)) -> Vec<Option<M>> {
+        (self.producer, self.needs_new_id) = (ProducerState::NONE, false);
+        match self.batch.take_if(|batch| batch.in_flight.is_none()) {
+            Some(batch) => self.end_maybe_stored(batch, UNKNOWN_PRODUCER_ID, end),
+            None => Vec::new(),
+        }
     }
 
     /// Puts the messages of a batch that is not stored back in front of those that wait. Returns the emptied vector.
@@ -268,8 +289,6 @@ impl<M: Gathered> Partition<M> {
         now: Instant,
         end: &mut impl FnMut(EndedMessage<M>),
     ) -> Vec<Option<M>> {
-        const OUT_OF_ORDER_SEQUENCE_NUMBER: i16 = 45;
-        const INVALID_PRODUCER_EPOCH: i16 = 47;
         self.begin_backoff(limits, now);
         // A broker accepts the sequence number 0 in a new epoch. If it does not accept that either, the epoch is not
         // new to the broker, or the broker does not follow the rule: only another id can help.
@@ -326,7 +345,7 @@ impl<M: Gathered> Partition<M> {
     /// Returns the earliest deadline of the messages, `None` without messages.
     pub(super) fn earliest_deadline(&self) -> Option<Instant> {
         let batch = self.batch.as_ref().and_then(|batch| batch.messages.iter().flatten().next());
-        batch.or(self.waiting.front()).map(Gathered::deadline)
+        batch.or(self.waiting.front()).map(QueuedMessage::deadline)
     }
 
     fn begin_backoff(&mut self, limits: &Limits, now: Instant) {
@@ -352,6 +371,6 @@ impl<M: Gathered> Partition<M> {
 }
 
 /// Returns the size of a message for the limits. At least one byte, so that a smaller batch has fewer messages.
-fn cost_of(message: &impl Gathered) -> usize {
+fn cost_of(message: &impl QueuedMessage) -> usize {
     message.cost_bytes().max(1)
 }

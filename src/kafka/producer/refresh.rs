@@ -1,8 +1,8 @@
-//! The thread that requests metadata of topics whose leaders are doubtful.
+//! The thread that requests metadata of topics whose leaders may have changed.
 //!
-//! A topic is doubted after a broker answered that it is not the leader, after a connection failed, while a broker does
-//! not answer, and while a partition with messages has no leader. One request names all doubted topics, up to a
-//! bound; metadata requests never create a topic.
+//! The metadata of a topic is stale after a broker answered that it is not the leader, after a connection failed, while
+//! a broker does not answer, and while a partition with messages has no leader. One request names all stale topics, up
+//! to a bound; metadata requests never create a topic.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -31,12 +31,12 @@ const UNRESOLVED_INTERVAL: Duration = Duration::from_millis(250);
 /// started has no topics yet. The same holds for a partition.
 const MISSING_TIME: Duration = Duration::from_secs(4);
 
-/// The thread that requests metadata of doubted topics.
+/// The thread that requests the metadata of stale topics.
 pub(super) struct LeaderRefresh<M> {
     shared: Arc<Shared<M>>,
     client: MetadataClient,
     request_time: Duration,
-    /// Topics to request again although nothing new made them doubtful.
+    /// Topics to request again although nothing new made them stale.
     unresolved: HashSet<Arc<str>>,
     /// Since when topics have had messages for partitions that do not exist.
     missing_since: HashMap<Arc<str>, Instant>,
@@ -53,9 +53,9 @@ impl<M: ProducerMessage> LeaderRefresh<M> {
         }
     }
 
-    /// Requests metadata when topics are doubted, until the producer is closed.
+    /// Requests metadata when topics are stale, until the producer is closed.
     pub(super) fn run(mut self) {
-        self.shared.doubted().become_woken_thread();
+        self.shared.stale_topics().become_woken_thread();
         let mut next_request = Instant::now();
         while !self.shared.is_closed() {
             let now = Instant::now();
@@ -63,7 +63,7 @@ impl<M: ProducerMessage> LeaderRefresh<M> {
                 thread::park_timeout(next_request - now);
                 continue;
             }
-            let mut topics = self.shared.doubted().take();
+            let mut topics = self.shared.stale_topics().take();
             topics.extend(self.unresolved.drain());
             if topics.is_empty() {
                 thread::park();

@@ -24,7 +24,7 @@ pub(super) fn batch_result(outcome: &PartitionOutcome, level: AcksLevel) -> Batc
     let error = outcome.error_code;
     match error {
         code::NONE => BatchResult::Stored((outcome.base_offset >= 0).then_some(outcome.base_offset)),
-        code::DUPLICATE_SEQUENCE_NUMBER => BatchResult::Stored(None),
+        code::DUPLICATE_SEQUENCE_NUMBER => BatchResult::Duplicate,
         code::NOT_LEADER_OR_FOLLOWER | code::UNKNOWN_TOPIC_OR_PARTITION => match level {
             // The leader waits for replicas after its append: it may lose the partition in the meantime, and then
             // returns the same code as a broker that never was the leader.
@@ -132,7 +132,7 @@ mod tests {
         }
         let stored = PartitionOutcome { base_offset: 7, ..outcome(0, vec![]) };
         assert_eq!(batch_result(&stored, All), BatchResult::Stored(Some(7)));
-        assert_eq!(batch_result(&outcome(46, vec![]), All), BatchResult::Stored(None));
+        assert_eq!(batch_result(&outcome(46, vec![]), All), BatchResult::Duplicate);
     }
 
     #[test]

@@ -21,8 +21,9 @@ use super::response::{FIRST_THROTTLED_INIT_PRODUCER_ID, throttle_time};
 use super::sender_handle::Activity;
 use super::shared::Shared;
 use crate::kafka::backoff::Backoff;
-use crate::kafka::connection::{Connection, ConnectionErrorKind, Disconnect};
+use crate::kafka::connection::{Connection, ConnectionError, ConnectionErrorKind, Disconnect};
 use crate::kafka::error_code;
+use crate::kafka::metadata::{MetadataRequest, MetadataTopics};
 use crate::kafka::protocol::Request;
 use crate::kafka::protocol::init_producer_id::{InitProducerIdRequest, InitProducerIdResponse};
 
@@ -56,10 +57,12 @@ pub(super) struct Sender<M> {
     next_id_request: Instant,
     /// Whether the messages that can be sent have waited for others (`linger.ms`).
     has_lingered: bool,
+    /// Whether the latest response said of a partition that the broker is not its leader.
+    pub(super) is_refused_as_leader: bool,
     pub(super) buffers: Buffers,
     /// With acks=0, the topics of the latest two requests, each with its largest batch of several messages (or 0): if
     /// the broker closes the connection, it is probably because it refused one of them.
-    pub(super) suspects: [Vec<(Arc<str>, usize)>; 2],
+    pub(super) latest_topics: [Vec<(Arc<str>, usize)>; 2],
 }
 
 impl<M: ProducerMessage> Sender<M> {
@@ -78,8 +81,9 @@ impl<M: ProducerMessage> Sender<M> {
             next_probe: None,
             next_id_request: Instant::now(),
             has_lingered: false,
+            is_refused_as_leader: false,
             buffers: Buffers::default(),
-            suspects: Default::default(),
+            latest_topics: Default::default(),
         }
     }
 
@@ -109,7 +113,7 @@ impl<M: ProducerMessage> Sender<M> {
 
     /// Returns when there is something to do; `None` without messages for the broker.
     fn due(&self, level: &LevelState<M>, now: Instant) -> Option<Instant> {
-        let send_at = level.gather.next_due(self.broker, now);
+        let send_at = level.accumulator.next_due(self.broker, now);
         let request_id_at = level.awaits_producer_id(self.broker).then(|| self.next_id_request.max(now));
         [send_at, request_id_at].into_iter().flatten().min()
     }
@@ -154,26 +158,36 @@ impl<M: ProducerMessage> Sender<M> {
     fn has_connection(&mut self) -> bool {
         let idle = self.last_used.elapsed();
         let is_unchecked = self.level.acks == AcksLevel::None || idle >= CHECKED_AFTER_IDLE;
+        if self.connection.as_ref().is_some_and(|connection| self.is_outdated(connection)) {
+            self.disconnect();
+        }
         if self.connection.as_mut().is_some_and(|connection| is_unchecked && connection.is_closed()) {
             self.disconnect();
-            self.shared.doubt_leader(self.broker);
+            self.shared.mark_topics_of(self.broker);
             if self.level.acks == AcksLevel::None {
-                self.suspect_sizes();
-            }
-            if self.level.acks == AcksLevel::None && idle < CLOSED_SOON {
-                self.shared.suspect(self.suspects.iter().flatten().map(|(topic, _)| topic));
-                self.not_before = Some(Instant::now() + CLOSED_SOON_PAUSE);
-                return false;
+                self.reduce_sizes();
+                self.shared.report_possible_refusal(self.latest_topics.iter().flatten().map(|(topic, _)| topic));
+                self.latest_topics = Default::default();
+                if idle < CLOSED_SOON {
+                    self.not_before = Some(Instant::now() + CLOSED_SOON_PAUSE);
+                    return false;
+                }
             }
         }
         self.connection.is_some() || self.connect()
     }
 
+    /// Whether the peer has refused to be the leader, and metadata has another address of the broker by now.
+    fn is_outdated(&self, connection: &Connection) -> bool {
+        self.is_refused_as_leader
+            && self.shared.address_of(self.broker).is_some_and(|address| address != *connection.address())
+    }
+
     /// The broker has closed a connection with acks=0, perhaps because a batch was too large.
-    fn suspect_sizes(&self) {
+    fn reduce_sizes(&self) {
         let now = Instant::now();
-        for (topic, bytes) in self.suspects.iter().flatten().filter(|(_, bytes)| *bytes > 0) {
-            self.shared.change_limit(topic, |limit| limit.record_refused(*bytes, now));
+        for (topic, bytes) in self.latest_topics.iter().flatten().filter(|(_, bytes)| *bytes > 0) {
+            self.shared.change_limit(topic, |limit| limit.record_closed(*bytes, now));
         }
     }
 
@@ -196,7 +210,8 @@ impl<M: ProducerMessage> Sender<M> {
             return false;
         }
         let deadline = now + self.shared.connector.config().connect_timeout;
-        match self.shared.connector.connect_with(&address, deadline, &disconnect) {
+        let connected = self.shared.connector.connect_with(&address, deadline, &disconnect);
+        match connected.and_then(|connection| self.check_cluster(connection, deadline)) {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.last_used = Instant::now();
@@ -210,6 +225,17 @@ impl<M: ProducerMessage> Sender<M> {
                 false
             }
         }
+    }
+
+    /// Requests the id of the cluster, before a batch with a producer id is sent: the broker may belong to another
+    /// cluster than the one at its address before, where another client may have that id.
+    fn check_cluster(&self, mut connection: Connection, deadline: Instant) -> Result<Connection, ConnectionError> {
+        if self.level.acks == AcksLevel::All {
+            let topics = MetadataTopics::None;
+            let request = MetadataRequest { topics, allow_auto_create: false, include_rights: false };
+            self.shared.update(&connection.call(&request, deadline)?);
+        }
+        Ok(connection)
     }
 
     /// Authenticates again if it is time, before messages are taken out of the queue: those that reach their deadlines
@@ -233,7 +259,7 @@ impl<M: ProducerMessage> Sender<M> {
         debug!("{}: {reason}", self.level.acks.name());
         self.disconnect();
         self.level.lock().set_failure(self.broker, reason);
-        self.shared.doubt_leader(self.broker);
+        self.shared.mark_topics_of(self.broker);
         (self.not_before, self.next_probe) = (Some(Instant::now() + self.backoff.next()), None);
     }
 
@@ -250,7 +276,7 @@ impl<M: ProducerMessage> Sender<M> {
     /// response counts: a broker that hangs delays only the partitions that it leads. Partitions that have an id are
     /// sent whether this succeeds or not.
     fn provide_producer_id(&mut self) {
-        if self.level.acks != AcksLevel::All || !self.level.lock().gather.needs_producer() {
+        if self.level.acks != AcksLevel::All || !self.level.lock().accumulator.needs_producer() {
             return;
         }
         let now = Instant::now();

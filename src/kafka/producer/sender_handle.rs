@@ -10,7 +10,7 @@ use crate::kafka::connection::Disconnect;
 
 /// A broker that has not answered for this long may have lost its partitions: metadata is requested, again and again at
 /// this interval.
-pub(super) const DOUBT_AFTER: Duration = Duration::from_secs(1);
+pub(super) const SILENT_AFTER: Duration = Duration::from_secs(1);
 
 /// Time for which a response is waited for if a partition of the request got another leader meanwhile. The former
 /// leader may hang; while its request is in flight, the new leader is not sent the messages of the partition.
@@ -54,7 +54,7 @@ pub(super) struct SenderHandle {
     /// When the activity began.
     since: Option<Instant>,
     /// Metadata is requested at this time if the activity has not ended.
-    doubt_at: Option<Instant>,
+    silent_at: Option<Instant>,
     /// The connection is closed at this time if the activity has not ended.
     abandon_at: Option<Instant>,
 }
@@ -62,16 +62,16 @@ pub(super) struct SenderHandle {
 impl SenderHandle {
     /// Begins to wait for the broker; returns when [`check`](Self::check) is due.
     pub(super) fn begin(&mut self, activity: Activity, now: Instant) -> Instant {
-        let doubt_at = now + DOUBT_AFTER;
+        let silent_at = now + SILENT_AFTER;
         self.activity = activity;
-        (self.since, self.doubt_at, self.abandon_at) = (Some(now), Some(doubt_at), None);
-        doubt_at
+        (self.since, self.silent_at, self.abandon_at) = (Some(now), Some(silent_at), None);
+        silent_at
     }
 
     /// The broker is not waited for.
     pub(super) fn end(&mut self, activity: Activity) {
         self.activity = activity;
-        (self.since, self.doubt_at, self.abandon_at) = (None, None, None);
+        (self.since, self.silent_at, self.abandon_at) = (None, None, None);
     }
 
     /// Returns what the broker is waited for, and since when; `None` if it is not.
@@ -89,7 +89,7 @@ impl SenderHandle {
     /// Whether a message that any broker can store should be sent to another one: the broker failed a short while ago,
     /// has not answered for long, or throttles this client.
     pub(super) fn is_avoided(&self, now: Instant) -> bool {
-        let is_hung = self.since.is_some_and(|since| now.saturating_duration_since(since) >= DOUBT_AFTER);
+        let is_hung = self.since.is_some_and(|since| now.saturating_duration_since(since) >= SILENT_AFTER);
         let is_throttled = self.quota.is_some_and(|quota| quota.until() > now);
         is_hung
             || is_throttled
@@ -102,11 +102,11 @@ impl SenderHandle {
             self.abandon_at = None;
             self.disconnect.iter().for_each(Disconnect::disconnect);
         }
-        let is_doubtful = self.doubt_at.is_some_and(|doubt_at| doubt_at <= now);
-        if is_doubtful {
-            self.doubt_at = Some(now + DOUBT_AFTER);
+        let is_silent = self.silent_at.is_some_and(|silent_at| silent_at <= now);
+        if is_silent {
+            self.silent_at = Some(now + SILENT_AFTER);
         }
-        (is_doubtful, [self.abandon_at, self.doubt_at].into_iter().flatten().min())
+        (is_silent, [self.abandon_at, self.silent_at].into_iter().flatten().min())
     }
 
     /// Returns why messages wait for this sender, as an error text.
@@ -143,13 +143,13 @@ pub(super) fn check_all(
     senders: &mut HashMap<BrokerId, SenderHandle>,
     now: Instant,
 ) -> (Vec<BrokerId>, Option<Instant>) {
-    let (mut doubtful, mut next) = (Vec::new(), None::<Instant>);
+    let (mut silent, mut next) = (Vec::new(), None::<Instant>);
     for (broker, sender) in senders {
-        let (is_doubtful, due) = sender.check(now);
-        doubtful.extend(is_doubtful.then_some(*broker));
+        let (is_silent, due) = sender.check(now);
+        silent.extend(is_silent.then_some(*broker));
         next = next.into_iter().chain(due).min();
     }
-    (doubtful, next)
+    (silent, next)
 }
 
 #[cfg(test)]
@@ -162,14 +162,14 @@ mod tests {
         let mut senders = HashMap::from([(1, SenderHandle::default()), (2, SenderHandle::default())]);
         assert_eq!(check_all(&mut senders, start), (vec![], None));
         let due = senders.get_mut(&2).unwrap().begin(Activity::Connecting, start);
-        assert_eq!(due, start + DOUBT_AFTER);
+        assert_eq!(due, start + SILENT_AFTER);
         assert_eq!(check_all(&mut senders, start), (vec![], Some(due)));
-        let again = due + DOUBT_AFTER;
+        let again = due + SILENT_AFTER;
         assert_eq!(check_all(&mut senders, due), (vec![2], Some(again)));
         assert_eq!(check_all(&mut senders, due), (vec![], Some(again)));
-        assert_eq!(check_all(&mut senders, again), (vec![2], Some(again + DOUBT_AFTER)));
+        assert_eq!(check_all(&mut senders, again), (vec![2], Some(again + SILENT_AFTER)));
         senders.get_mut(&2).unwrap().end(Activity::Idle);
-        assert_eq!(check_all(&mut senders, again + DOUBT_AFTER), (vec![], None));
+        assert_eq!(check_all(&mut senders, again + SILENT_AFTER), (vec![], None));
     }
 
     #[test]
@@ -179,9 +179,9 @@ mod tests {
         assert!(!sender.is_avoided(start));
         sender.begin(Activity::Producing, start);
         assert!(!sender.is_avoided(start));
-        assert!(sender.is_avoided(start + DOUBT_AFTER));
+        assert!(sender.is_avoided(start + SILENT_AFTER));
         sender.end(Activity::Idle);
-        assert!(!sender.is_avoided(start + DOUBT_AFTER));
+        assert!(!sender.is_avoided(start + SILENT_AFTER));
         sender.failed_at = Some(start);
         assert!(sender.is_avoided(start));
         assert!(!sender.is_avoided(start + AVOIDED_TIME));
@@ -203,6 +203,6 @@ mod tests {
         sender.begin(Activity::Producing, start);
         sender.limit_wait();
         sender.begin(Activity::Producing, limit);
-        assert_eq!(sender.check(limit), (false, Some(limit + DOUBT_AFTER)));
+        assert_eq!(sender.check(limit), (false, Some(limit + SILENT_AFTER)));
     }
 }

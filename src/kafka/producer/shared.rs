@@ -3,6 +3,7 @@
 //! Locks: the lock of a [`Level`] is taken before that of the [`ClusterView`], never after it; those of several levels
 //! in their order. Messages are ended without a lock.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::doubted::DoubtedTopics;
 use super::leaders::{ClusterView, LeaderHint};
 use super::level::{AfterAppend, BatchLimits, Level, LevelState};
 use super::message::{AcksLevel, ProducerMessage};
 use super::outcome::{EndedMessage, EndedWithReason, Limits, Outcome, Stored};
+use super::stale_topics::StaleTopics;
 use super::topic_limit::TopicLimit;
 use crate::kafka::compression::Codec;
 use crate::kafka::config::BrokerAddress;
@@ -27,7 +28,7 @@ use crate::supervise::Supervisor;
 
 /// Upper bound of [`ProducerConfig::timeout`] and [`ProducerConfig::linger`].
 const MAX_CONFIGURED_TIME: Duration = Duration::from_secs(3600);
-/// Number of topics whose leaders are passed to a level at a time.
+/// Number of topics whose leaders are passed to a level at a time, or that are removed from the levels.
 const MAX_PASSED_UNDER_LOCK: usize = 32;
 
 /// Pause before another attempt to start a thread.
@@ -56,7 +57,7 @@ pub(super) struct Shared<M> {
     pub(super) config: ProducerConfig,
     levels: [Arc<Level<M>>; 3],
     view: Mutex<ClusterView>,
-    doubted: DoubtedTopics,
+    stale_topics: StaleTopics,
     /// Ends the metadata request in progress.
     metadata_disconnect: Disconnect,
     is_closed: AtomicBool,
@@ -70,11 +71,11 @@ pub(super) struct Shared<M> {
     supervisor: Supervisor,
     /// Runs the sender of a level to a broker until it ends.
     run_sender: RunSender<M>,
-    on_suspect: OnceLock<SuspectHandler>,
+    on_possible_refusal: OnceLock<RefusalHandler>,
 }
 
 /// Receives the topics that a broker may have refused at acks=0.
-type SuspectHandler = Box<dyn Fn(&Arc<str>) + Send + Sync>;
+type RefusalHandler = Box<dyn Fn(&Arc<str>) + Send + Sync>;
 
 /// Runs a sender; a pointer, because senders use [`Shared`] themselves.
 pub(super) type RunSender<M> = fn(Arc<Shared<M>>, Arc<Level<M>>, BrokerId);
@@ -117,7 +118,7 @@ impl<M: ProducerMessage> Shared<M> {
             config,
             levels: AcksLevel::EACH.map(level),
             view: Mutex::default(),
-            doubted: DoubtedTopics::default(),
+            stale_topics: StaleTopics::default(),
             metadata_disconnect: Disconnect::new(),
             is_closed: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
@@ -127,7 +128,7 @@ impl<M: ProducerMessage> Shared<M> {
             deadline_thread: Mutex::default(),
             supervisor: supervisor.clone(),
             run_sender,
-            on_suspect: OnceLock::new(),
+            on_possible_refusal: OnceLock::new(),
         })
     }
 
@@ -167,30 +168,26 @@ impl<M: ProducerMessage> Shared<M> {
         result
     }
 
-    /// Queues a message.
-    pub(super) fn append(self: &Arc<Self>, level: &Arc<Level<M>>, message: M) {
+    /// Queues a message; returns it if its partition has no metadata.
+    pub(super) fn append(self: &Arc<Self>, level: &Arc<Level<M>>, message: M) -> Result<(), M> {
         let mut woken = Vec::new();
         let after = self.change(level, |state| {
             // Under the lock: `close` ends what was queued before it.
             if self.is_closed() {
-                return AfterAppend::End(message, Outcome::Closed(Stored::No), "");
+                return Ok(AfterAppend::End(message, Outcome::Closed(Stored::No), ""));
             }
             let mut index = state.use_partition(&message);
-            if index.is_none() {
+            if index.is_none() && self.pass(state, message.topic(), &mut woken) {
                 // The first message of this topic at this level.
-                if !self.pass(state, message.topic(), &mut woken) {
-                    let outcome = Outcome::Rejected(error_code::UNKNOWN_TOPIC_OR_PARTITION, Stored::No);
-                    return AfterAppend::End(message, outcome, "the topic has no metadata");
-                }
                 index = state.use_partition(&message);
             }
             match index {
-                Some(index) => state.append(index, message),
-                None => AfterAppend::End(message, Outcome::TimedOut(Stored::No), "the partition has no metadata"),
+                Some(index) => Ok(state.append(index, message)),
+                None => Err(message),
             }
         });
-        self.finish(level, after);
         self.wake(level, &woken);
+        after.map(|after| self.finish(level, after))
     }
 
     fn finish(self: &Arc<Self>, level: &Arc<Level<M>>, after: AfterAppend<M>) {
@@ -198,7 +195,7 @@ impl<M: ProducerMessage> Shared<M> {
             AfterAppend::Nothing => {}
             AfterAppend::Wake(thread) => thread.unpark(),
             AfterAppend::Start(broker) => self.start_sender(level, broker),
-            AfterAppend::FindLeader(topic) => self.doubted.add([topic]),
+            AfterAppend::FindLeader(topic) => self.stale_topics.add([topic]),
             AfterAppend::End(message, outcome, reason) => message.end(outcome, reason),
         }
     }
@@ -236,23 +233,44 @@ impl<M: ProducerMessage> Shared<M> {
     /// Takes over metadata: leaders newer than those known, and the addresses of the brokers.
     pub(super) fn update(self: &Arc<Self>, metadata: &MetadataResponse) {
         let now = Instant::now();
-        let changed = lock(&self.view).update(metadata, now);
+        let mut view = lock(&self.view);
+        let is_other_cluster = view.enter_cluster(metadata.cluster_id.as_deref());
+        let changed = view.update(metadata, now);
+        drop(view);
+        if is_other_cluster {
+            self.forget_producer();
+        }
         self.pass_changed(&changed);
         self.forget_missing(now);
+    }
+
+    /// See [`ClusterView::higher_counts`].
+    pub(super) fn higher_counts(&self, metadata: &MetadataResponse) -> HashMap<Arc<str>, usize> {
+        lock(&self.view).higher_counts(metadata)
+    }
+
+    /// The brokers belong to another cluster: forgets the producer ids.
+    fn forget_producer(&self) {
+        warn!("the brokers belong to another cluster than before: messages with acks=-1 get another producer id");
+        let ending = self.ending();
+        let ended = self.level(AcksLevel::All).lock().forget_producer();
+        let reason: Arc<str> = Arc::from("the brokers belong to another cluster than before");
+        ending.end_all(ended.into_iter().map(|(message, outcome)| (message, outcome, Some(Arc::clone(&reason)))));
     }
 
     /// Forgets the topics that brokers have reported as missing for long, and that are not used.
     pub(super) fn forget_missing(&self, now: Instant) {
         let missing = lock(&self.view).long_missing(now);
-        if missing.is_empty() {
-            return;
-        }
-        // Under the locks of all levels, so that none of them uses a topic in between.
-        let mut levels: Vec<_> = self.levels.iter().map(|level| level.lock()).collect();
-        for topic in missing {
-            if levels.iter().all(|level| level.is_removable(&topic, now)) {
-                levels.iter_mut().for_each(|level| level.remove(&topic));
-                lock(&self.view).remove(&topic);
+        // Appends wait for the locks.
+        for topics in missing.chunks(MAX_PASSED_UNDER_LOCK) {
+            // Under the locks of all levels, so that none of them uses a topic in between.
+            let mut levels: Vec<_> = self.levels.iter().map(|level| level.lock()).collect();
+            for topic in topics {
+                if levels.iter().all(|level| level.is_removable(topic, now))
+                    && lock(&self.view).remove_missing(topic, now)
+                {
+                    levels.iter_mut().for_each(|level| level.remove(topic));
+                }
             }
         }
     }
@@ -310,35 +328,35 @@ impl<M: ProducerMessage> Shared<M> {
     }
 
     /// Requests metadata of all topics in use with a partition that `broker` leads.
-    pub(super) fn doubt_leader(&self, broker: BrokerId) {
+    pub(super) fn mark_topics_of(&self, broker: BrokerId) {
         let now = Instant::now();
         for level in &self.levels {
             let topics = level.lock().topics_of(broker, now);
-            self.doubted.add(topics);
+            self.stale_topics.add(topics);
         }
     }
 
     /// Requests metadata of these topics; a leader that the response named is used at once.
-    pub(super) fn doubt_partitions(self: &Arc<Self>, hints: &[LeaderHint], nodes: &[NodeAddress]) {
+    pub(super) fn mark_partitions(self: &Arc<Self>, hints: &[LeaderHint], nodes: &[NodeAddress]) {
         let changed = lock(&self.view).apply_hints(hints, nodes);
         self.pass_changed(&changed);
-        self.doubted.add(hints.iter().map(|(topic, ..)| Arc::clone(topic)));
+        self.stale_topics.add(hints.iter().map(|(topic, ..)| Arc::clone(topic)));
     }
 
-    /// See `KafkaProducer::on_suspect`; only the first call counts.
-    pub(super) fn set_on_suspect(&self, handler: SuspectHandler) {
-        let _ = self.on_suspect.set(handler);
+    /// See `KafkaProducer::on_possible_refusal`; only the first call counts.
+    pub(super) fn set_on_possible_refusal(&self, handler: RefusalHandler) {
+        let _ = self.on_possible_refusal.set(handler);
     }
 
     /// A broker has closed a connection with acks=0, perhaps because it refused one of these topics.
-    pub(super) fn suspect<'a>(&self, topics: impl Iterator<Item = &'a Arc<str>>) {
-        if let Some(handler) = self.on_suspect.get() {
+    pub(super) fn report_possible_refusal<'a>(&self, topics: impl Iterator<Item = &'a Arc<str>>) {
+        if let Some(handler) = self.on_possible_refusal.get() {
             topics.for_each(handler);
         }
     }
 
-    pub(super) fn doubted(&self) -> &DoubtedTopics {
-        &self.doubted
+    pub(super) fn stale_topics(&self) -> &StaleTopics {
+        &self.stale_topics
     }
 
     /// Whether a partition of the topic has messages and no leader.
@@ -372,7 +390,7 @@ impl<M: ProducerMessage> Shared<M> {
     }
 
     fn has_ended_all(&self) -> bool {
-        self.levels.iter().all(|level| level.lock().gather.message_count() == 0)
+        self.levels.iter().all(|level| level.lock().accumulator.message_count() == 0)
             && self.ending_count.load(Ordering::SeqCst) == 0
     }
 
@@ -403,7 +421,7 @@ impl<M: ProducerMessage> Shared<M> {
             ending.end_all(ended.into_iter().map(closed));
         }
         self.metadata_disconnect.disconnect();
-        self.doubted.wake();
+        self.stale_topics.wake();
         self.wake_deadline_thread();
     }
 

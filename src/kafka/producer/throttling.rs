@@ -32,7 +32,7 @@ const REASON: &str = "a quota of the broker leaves no time to send the message b
 impl<M: ProducerMessage> LevelState<M> {
     /// Returns the message if the quota of the leader leaves no time to send it.
     pub(super) fn accept(&mut self, index: PartitionIndex, message: M) -> Result<M, AfterAppend<M>> {
-        let sender = self.gather.leader(index).and_then(|leader| self.senders.get_mut(&leader));
+        let sender = self.accumulator.leader(index).and_then(|leader| self.senders.get_mut(&leader));
         let Some(sender) = sender else { return Ok(message) };
         let Some(quota) = &mut sender.quota else { return Ok(message) };
         match quota.accept(Instant::now(), message.deadline(), message.cost_bytes()) {
@@ -46,7 +46,7 @@ impl<M: ProducerMessage> LevelState<M> {
 
     /// Returns the outcome of a message that timed out: another one if a quota of its leader was the cause.
     pub(super) fn outcome_after_quota(&self, topic: &str, partition: i32, outcome: Outcome, now: Instant) -> Outcome {
-        let leader = self.index_of(topic, partition).and_then(|index| self.gather.leader(index));
+        let leader = self.index_of(topic, partition).and_then(|index| self.accumulator.leader(index));
         let quota = leader.and_then(|leader| self.senders.get(&leader)?.quota);
         // A quota whose pause ended some time ago is not the cause: the broker may be down.
         let quota = quota.filter(|quota| now < quota.until() + TARGET_PAUSE);
@@ -69,7 +69,7 @@ impl<M: ProducerMessage> LevelState<M> {
     pub(super) fn end_throttled(&mut self, broker: BrokerId, now: Instant) -> Vec<EndedWithReason<M>> {
         let mut ended = Vec::new();
         if self.senders.get(&broker).is_some_and(|sender| sender.quota.is_some()) {
-            self.gather.expire_waiting(broker, now + MIN_TIME_LEFT, &mut |(message, _)| {
+            self.accumulator.expire_waiting(broker, now + MIN_TIME_LEFT, &mut |(message, _)| {
                 ended.push((message, Outcome::Throttled(Duration::ZERO), Some(Arc::from(REASON))));
             });
         }
@@ -79,7 +79,7 @@ impl<M: ProducerMessage> LevelState<M> {
     /// Handles the throttle time of a response; returns whether there is a quota from now on.
     fn set_pause(&mut self, broker: BrokerId, pause: Option<Duration>, sent_bytes: usize, max_bytes: usize) -> bool {
         let now = Instant::now();
-        let waiting_bytes = if pause.is_some() { self.gather.waiting_bytes(broker) } else { 0 };
+        let waiting_bytes = if pause.is_some() { self.accumulator.waiting_bytes(broker) } else { 0 };
         let Some(sender) = self.senders.get_mut(&broker) else { return false };
         sender.quota = match pause {
             Some(pause) => Some(Quota::throttled(now, pause, sent_bytes, waiting_bytes)),
@@ -127,7 +127,7 @@ impl<M: ProducerMessage> Sender<M> {
         let now = Instant::now();
         self.next_probe = Some(now + PROBE_INTERVAL);
         let mut level = self.level.lock();
-        let is_wanted = level.gather.next_due(self.broker, now).is_some();
+        let is_wanted = level.accumulator.next_due(self.broker, now).is_some();
         let has_refused =
             level.senders.get_mut(&self.broker).is_some_and(|sender| std::mem::take(&mut sender.has_refused));
         drop(level);

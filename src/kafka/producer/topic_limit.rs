@@ -2,8 +2,10 @@
 //! connection, and the messages on their way are lost. Without IO and without a clock.
 //!
 //! The configured limit of the topic counts (`max.message.bytes`), if the client knows it. Otherwise batches are small.
-//! They become larger after the topic has stored larger ones at other acks levels, and smaller after a broker refused
-//! one there, or closed a connection with acks=0 soon after a batch. A single message may be larger: it is sent alone.
+//! They become larger after the topic has stored larger ones at other acks levels. They are made smaller for a while
+//! after a broker refused one there, or closed a connection with acks=0 after a batch: for seconds at first, because
+//! most connections are closed for another reason, and longer if it happens again. A single message may be larger: it
+//! is sent alone.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +13,12 @@ use std::time::{Duration, Instant};
 pub(super) const UNKNOWN_LIMIT_BYTES: usize = 16 * 1024;
 /// A batch that was too large makes the next ones no smaller than this.
 const MIN_BYTES: usize = 1024;
-/// Time after which batches that were made smaller grow again: most connections are closed for another reason.
-const SMALLER_FOR: Duration = Duration::from_secs(600);
+/// Time for which batches are smaller after a connection was closed; it doubles each time. A broker that refuses each
+/// large batch thus loses few of them.
+const MIN_SMALLER_FOR: Duration = Duration::from_secs(5);
+/// Upper bound of that time, and the time after a broker refused a batch because of its size. If nothing happens for as
+/// long afterwards, the time begins with the minimum again.
+const MAX_SMALLER_FOR: Duration = Duration::from_secs(600);
 
 /// The largest batch of a topic, as far as it is known. All sizes are in bytes; those of batches before compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,39 +27,65 @@ pub(super) struct TopicLimit {
     pub(super) configured_bytes: usize,
     /// Upper bound of a batch while that is unknown.
     assumed_bytes: usize,
-    /// When `assumed_bytes` grows.
-    larger_at: Option<Instant>,
+    /// Why batches are smaller at present, or were a while ago.
+    reduction: Option<Reduction>,
+}
+
+/// Batches are smaller for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reduction {
+    /// Upper bound of a batch; `usize::MAX` once the time has passed.
+    max_bytes: usize,
+    until: Instant,
+    time: Duration,
 }
 
 impl TopicLimit {
     pub(super) const UNKNOWN: TopicLimit =
-        TopicLimit { configured_bytes: usize::MAX, assumed_bytes: UNKNOWN_LIMIT_BYTES, larger_at: None };
+        TopicLimit { configured_bytes: usize::MAX, assumed_bytes: UNKNOWN_LIMIT_BYTES, reduction: None };
 
     /// Returns the upper bound of a batch at acks=0.
     pub(super) fn unconfirmed_batch_bytes(&self) -> usize {
-        if self.configured_bytes == usize::MAX { self.assumed_bytes } else { self.configured_bytes }
+        if self.configured_bytes == usize::MAX { self.max_assumed_bytes() } else { self.configured_bytes }
+    }
+
+    fn max_assumed_bytes(&self) -> usize {
+        self.reduction.map_or(self.assumed_bytes, |reduction| self.assumed_bytes.min(reduction.max_bytes))
     }
 
     /// A broker has stored a batch of this size. Small steps are ignored, since each one changes all partitions.
     pub(super) fn record_stored(&mut self, bytes: usize) {
-        if bytes > self.assumed_bytes + self.assumed_bytes / 8 {
-            (self.assumed_bytes, self.larger_at) = (bytes, None);
+        if bytes > self.max_assumed_bytes() + self.max_assumed_bytes() / 8 {
+            self.assumed_bytes = self.assumed_bytes.max(bytes);
+            self.reduction.iter_mut().for_each(|reduction| reduction.max_bytes = reduction.max_bytes.max(bytes));
         }
     }
 
-    /// A broker has refused a batch of this size because of its size, or perhaps because of its size.
+    /// A broker has refused a batch of this size because of its size.
     pub(super) fn record_refused(&mut self, bytes: usize, now: Instant) {
-        if bytes <= self.assumed_bytes {
-            self.assumed_bytes = (bytes / 2).max(MIN_BYTES);
-            self.larger_at = Some(now + SMALLER_FOR);
+        if bytes <= self.max_assumed_bytes() {
+            self.assumed_bytes = self.assumed_bytes.min(UNKNOWN_LIMIT_BYTES);
+            self.reduce(bytes, MAX_SMALLER_FOR, now);
         }
     }
 
-    /// Lets batches grow that have been small for long.
+    /// A broker has closed a connection with acks=0, perhaps because it refused a batch of this size.
+    pub(super) fn record_closed(&mut self, bytes: usize, now: Instant) {
+        if bytes <= self.max_assumed_bytes() {
+            let latest = self.reduction.filter(|latest| now < latest.until + MAX_SMALLER_FOR);
+            let time = latest.map_or(MIN_SMALLER_FOR, |latest| (latest.time * 2).min(MAX_SMALLER_FOR));
+            self.reduce(bytes, time, now);
+        }
+    }
+
+    fn reduce(&mut self, bytes: usize, time: Duration, now: Instant) {
+        self.reduction = Some(Reduction { max_bytes: (bytes / 2).max(MIN_BYTES), until: now + time, time });
+    }
+
+    /// Ends a reduction whose time has passed.
     pub(super) fn grow(&mut self, now: Instant) {
-        if self.larger_at.is_some_and(|time| time <= now) {
-            self.assumed_bytes = self.assumed_bytes.saturating_mul(2).min(UNKNOWN_LIMIT_BYTES.max(self.assumed_bytes));
-            self.larger_at = (self.assumed_bytes < UNKNOWN_LIMIT_BYTES).then(|| now + SMALLER_FOR);
+        if let Some(reduction) = self.reduction.as_mut().filter(|reduction| reduction.until <= now) {
+            reduction.max_bytes = usize::MAX;
         }
     }
 }
@@ -84,22 +116,39 @@ mod tests {
         assert_eq!(limit.unconfirmed_batch_bytes(), 3_000);
         (0..9).for_each(|_| limit.record_refused(1_000, now));
         assert_eq!(limit.unconfirmed_batch_bytes(), MIN_BYTES);
+        limit.grow(now + MAX_SMALLER_FOR - Duration::from_millis(1));
+        assert_eq!(limit.unconfirmed_batch_bytes(), MIN_BYTES);
+        limit.grow(now + MAX_SMALLER_FOR);
+        assert_eq!(limit.unconfirmed_batch_bytes(), 16_384, "the size that was stored does not count any more");
+        limit.record_refused(6_000, now);
+        limit.record_stored(4_000);
+        assert_eq!(limit.unconfirmed_batch_bytes(), 4_000);
+        limit.record_stored(40_000);
+        assert_eq!(limit.unconfirmed_batch_bytes(), 40_000, "the limit was raised");
     }
 
     #[test]
-    fn batches_that_were_made_smaller_grow_after_a_while() {
-        let (mut limit, now) = (TopicLimit::UNKNOWN, Instant::now());
-        limit.record_refused(9_000, now);
-        let mut sizes = Vec::new();
-        for round in 1..=4 {
-            limit.grow(now + SMALLER_FOR * round - Duration::from_secs(1));
-            limit.grow(now + SMALLER_FOR * round);
-            sizes.push(limit.unconfirmed_batch_bytes());
+    fn a_closed_connection_makes_batches_smaller_for_seconds_and_for_longer_if_it_happens_again() {
+        let (mut limit, mut now) = (TopicLimit::UNKNOWN, Instant::now());
+        limit.record_stored(300_000);
+        let mut seconds = Vec::new();
+        for _ in 0..9 {
+            limit.record_closed(200_000, now);
+            assert_eq!(limit.unconfirmed_batch_bytes(), 100_000);
+            let start = now;
+            while limit.unconfirmed_batch_bytes() == 100_000 {
+                now += MIN_SMALLER_FOR;
+                limit.grow(now);
+            }
+            assert_eq!(limit.unconfirmed_batch_bytes(), 300_000);
+            seconds.push((now - start).as_secs());
         }
-        assert_eq!(sizes, [9_000, 16_384, 16_384, 16_384]);
-        // What was stored stays.
-        limit.record_stored(50_000);
-        limit.grow(now + SMALLER_FOR * 9);
-        assert_eq!(limit.unconfirmed_batch_bytes(), 50_000);
+        assert_eq!(seconds, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
+        now += MAX_SMALLER_FOR;
+        limit.record_closed(2_000, now);
+        limit.record_closed(2_000, now);
+        assert_eq!(limit.unconfirmed_batch_bytes(), MIN_BYTES, "a larger batch says nothing of smaller ones");
+        limit.grow(now + MIN_SMALLER_FOR);
+        assert_eq!(limit.unconfirmed_batch_bytes(), 300_000);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::cluster::TestCluster;
 use super::release::Release;
-use super::state::{Broker, Counters, State};
+use super::state::{Broker, Counters, FIRST_PRODUCER_ID, State};
 
 /// Settings of a cluster that is not started yet.
 #[derive(Clone, Debug)]
@@ -67,9 +67,10 @@ impl ClusterBuilder {
             release: self.release,
             brokers: brokers.collect(),
             controller: 1,
+            cluster_id: "testkit".to_owned(),
             topics: BTreeMap::new(),
             topic_count: 0,
-            next_producer_id: 1000,
+            next_producer_id: FIRST_PRODUCER_ID,
             transactional_ids: BTreeMap::new(),
             script: Default::default(),
             counters: Counters::default(),

@@ -8,11 +8,34 @@ use kafka_protocol::messages::ApiKey;
 use super::cluster::TestCluster;
 use super::fault::{Fault, Scope};
 use super::random::{Generator, Rates};
+use super::state::FIRST_PRODUCER_ID;
 
 /// How long `wait_until` overlooks a timer.
 const TIMER_INTERVAL: Duration = Duration::from_millis(5);
 
 impl TestCluster {
+    /// Replaces the cluster by another one with the same addresses: another cluster id, no topics and groups, and of
+    /// the producer ids only the first is assigned. No broker runs meanwhile.
+    pub fn become_another(&self) {
+        self.update(|state| {
+            assert!(state.brokers.iter().all(|broker| !broker.is_running), "a broker runs");
+            state.cluster_id.push_str("-next");
+            state.topics.clear();
+            state.groups.clear();
+            state.next_producer_id = FIRST_PRODUCER_ID + 1;
+        });
+    }
+
+    /// Exchanges the addresses of two brokers in metadata. Their ports stay open, and each serves the same broker as
+    /// before.
+    pub fn swap_addresses(&self, left: i32, right: i32) {
+        self.update(|state| {
+            let (left_port, right_port) = (state.broker_mut(left).port, state.broker_mut(right).port);
+            state.broker_mut(left).port = right_port;
+            state.broker_mut(right).port = left_port;
+        });
+    }
+
     /// Queues a fault for the next request in `scope`.
     pub fn fault(&self, scope: Scope, fault: Fault) {
         self.fault_times(scope, fault, 1);

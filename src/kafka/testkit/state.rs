@@ -43,6 +43,9 @@ impl Shared {
     }
 }
 
+/// The first producer id that a cluster assigns.
+pub(super) const FIRST_PRODUCER_ID: i64 = 1000;
+
 /// The state of a cluster.
 #[derive(Debug)]
 pub(super) struct State {
@@ -53,6 +56,7 @@ pub(super) struct State {
     pub(super) release: Release,
     pub(super) brokers: Vec<Broker>,
     pub(super) controller: i32,
+    pub(super) cluster_id: String,
     pub(super) topics: BTreeMap<String, Topic>,
     pub(super) topic_count: u64,
     pub(super) next_producer_id: i64,

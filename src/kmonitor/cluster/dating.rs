@@ -1,4 +1,4 @@
-//! Looks up timestamps after a start: how old the messages are that were there before the first reading.
+//! Looks up timestamps after a start, for the age of messages that were appended before the first reading.
 
 use std::time::Instant;
 

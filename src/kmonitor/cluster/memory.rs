@@ -1,4 +1,4 @@
-//! What one cycle of a poller leaves to the next: names, addresses, and whether the sources can be read.
+//! The state that a poller keeps from one cycle to the next: names, addresses, and whether the sources can be read.
 
 use std::time::{Duration, Instant, SystemTime};
 

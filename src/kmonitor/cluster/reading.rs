@@ -1,4 +1,4 @@
-//! What one cycle reads: modules in slices, the ends of their logs, members of groups, and probes.
+//! The reads of one cycle: modules in slices, the ends of their logs, members of groups, and probes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

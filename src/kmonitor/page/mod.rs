@@ -2,10 +2,10 @@
 //!
 //! It is HTML that needs no script: the filter is a form, and each row says its verdict as a word, a shape and a
 //! colour, with the reason as a sentence. The script (`src/html/page.js`) requests the same rows from `/rows` every
-//! five seconds and changes what differs. Every number has an age, and what is old or unknown looks so.
+//! five seconds and changes what differs. Every number has an age, and old or unknown numbers are marked.
 //!
-//! Reading order: `query` (what a request selects), `selection` (which rows that is), `rows`, `partitions` and
-//! `sparkline` (one row each), `summary` (what stands above the rows), `words`, here how they are put together.
+//! Reading order: `query` (the selection of a request), `selection` (the selected rows), `rows`, `partitions` and
+//! `sparkline` (one row each), `summary` (above the rows), `words`; this file combines them.
 
 mod partitions;
 mod query;

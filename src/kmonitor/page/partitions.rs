@@ -1,4 +1,4 @@
-//! The partitions of a module, below its row: shown when they are asked for.
+//! The partitions of a module, below its row: shown on request.
 
 use std::cmp::Reverse;
 

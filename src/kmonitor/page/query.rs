@@ -1,4 +1,4 @@
-//! What the parameters of the page can be.
+//! The parameters of the page.
 
 use crate::html::query::{Choice, Parameters};
 use crate::kmonitor::facts::Verdict;

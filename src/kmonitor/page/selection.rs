@@ -1,7 +1,7 @@
-//! Which rows a page shows, and in which order. Pure.
+//! Selects and sorts the rows that the page shows. Pure.
 //!
-//! A cluster that cannot be read is one row, and its modules that are unknown for that reason are not listed, unless
-//! the request asks for them: a thousand rows without a number would hide the clusters that can be read.
+//! A cluster that cannot be read is one row, and its modules that are unknown for that reason are listed only if the
+//! request selects them: a thousand rows without a number would hide the clusters that can be read.
 
 use std::cmp::Reverse;
 

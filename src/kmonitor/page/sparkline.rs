@@ -1,8 +1,8 @@
-//! The delay of the last hour as a small drawing, with a sentence for those who do not see it.
+//! The delay of the last hour as a small drawing, with a sentence for screen readers.
 //!
 //! One point a minute, two pixels apart. The height is logarithmic and relative to the largest delay of the hour, but
-//! never to less than [`SMALLEST_SCALE`] messages, so that a module that is never late shows no mountains. Minutes
-//! without a number are a gap with a line below.
+//! never to less than [`SMALLEST_SCALE`] messages, so that small delays do not look like large ones. Minutes without a
+//! number are a gap with a line below.
 
 use std::fmt::{self, Display, Formatter, Write};
 

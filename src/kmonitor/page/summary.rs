@@ -1,4 +1,4 @@
-//! What stands above the rows: the title, and for each cluster its verdicts and the age of its numbers.
+//! The summary above the rows: the title, and for each cluster its verdicts and the age of its numbers.
 
 use std::fmt::Write;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Numbers that may be unknown, or more than is known, as they stand in the rows.
+//! Texts for numbers that may be unknown or only lower bounds, for the rows.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Collects the facts of a place: what is known of it at one moment.
+//! Collects the facts about a place at one moment.
 //!
 //! The offsets are a pair, of which the end of the log was read last. Times that may lead to an alarm end at the last
 //! reading that they are about, see `facts`.

@@ -1,9 +1,9 @@
-//! Which of its topics and sources a module pushes now. The others are left behind: they are shown, but their delays
-//! are not part of the sums.
+//! Determines which of its topics and sources a module pushes now. The others are left behind: they are shown, but
+//! their delays are not part of the sums.
 //!
 //! A topic is left behind if another one took its place: the module began with that one when it ended with this one, as
-//! was seen, or as the times of the nodes in ZooKeeper say. Without such evidence nothing is left behind: where a
-//! consumer of one of several topics has died, its delay counts, and the verdict says that nobody pushes it.
+//! was seen, or as the times of the nodes in ZooKeeper say. Without such evidence no topic is left behind: if the
+//! consumer of one of several topics has died, its delay counts, and the verdict is STOPPED.
 //!
 //! A module that changed its topic leaves the stored offsets of the former topic behind, whose delay would grow for as
 //! long as others write to it. A module that moves its offsets from ZooKeeper to Kafka, or back, has them in both.

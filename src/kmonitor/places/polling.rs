@@ -1,4 +1,4 @@
-//! What the poller needs to know of the places to decide what it reads next.
+//! The information about the places from which the poller decides its next reads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

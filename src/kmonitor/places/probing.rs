@@ -1,4 +1,4 @@
-//! Which places are probed, and what the probes found. Of which logs the timestamps are looked up.
+//! Selects the places to probe and records the results; selects the logs whose timestamps are looked up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Judges all places of a cluster, and makes the view that the answers are made of.
+//! Computes the verdicts of all places of a cluster, and the view from which answers are made.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

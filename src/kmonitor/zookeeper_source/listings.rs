@@ -1,4 +1,4 @@
-//! What nodes had as children, kept as long as the nodes say that it is the same.
+//! Caches the children of nodes as long as the nodes show that they are unchanged.
 //!
 //! The children of a node are the same while the id of their last change (`pzxid`) is. So a cycle reads this id and not
 //! the list, and of the owners, which are written when they are created only, not the nodes either.

@@ -1,4 +1,4 @@
-//! A reading under way: the modules so far, and the nodes that are still to be read.
+//! A reading in progress: the modules so far, and the nodes that are still to be read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

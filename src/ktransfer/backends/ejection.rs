@@ -1,4 +1,4 @@
-//! When and why a backend was taken out of use, as operators see it.
+//! The time and the reason of a backend's ejection, for operators.
 
 use std::time::Instant;
 

@@ -1,9 +1,9 @@
-//! The rule by failure rate: ejects a backend of which a large part of the pushes fails, although never enough of them
-//! in a row. A pure state machine; the caller passes the time and the counts.
+//! The rule by failure rate: ejects a backend if a large share of its pushes fails, even if never enough of them in a
+//! row. A pure state machine; the caller passes the time and the counts.
 //!
-//! Only a backend that stands out is ejected: where the others fail nearly as often, the fault is that of the messages,
-//! or of something that all backends need, and an ejection would move the failures instead of avoiding them. So the
-//! rule never ejects the last backend in use.
+//! Only a backend that fails much more often than the others is ejected. If the others fail nearly as often, the cause
+//! is in the messages or in something that all backends need, and an ejection would only move the failures. So the rule
+//! never ejects the last backend in use.
 //!
 //! The counts of a backend only grow. A sample of all of them is taken at a failure, at most every tenth of the window;
 //! the counts of the window are those since the oldest sample in it. So a push that succeeds costs one atomic addition,

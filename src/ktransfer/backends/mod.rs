@@ -1,17 +1,17 @@
-//! The backends of a module, shared by its workers: chooses the backend of each push, and takes a backend that fails
-//! out of use until a probe shows that it answers again.
+//! The backends of a module, shared by its workers: chooses the backend of each push, and ejects a failing backend
+//! until a probe is answered.
 //!
 //! - **Ejection.** A backend is ejected after `failures` failures in a row, or when it fails a larger part of its
-//!   pushes than the others (`failure_rate`). [`PushVerdict`] says what is a failure. While another one is in use, no
-//!   push goes to it but the probes, and a retry goes to another backend.
-//! - **Probe.** When its interval is over, one push goes to an ejected backend. It is not one that may not be retried,
-//!   nor a retry of a message that this backend has failed before, unless every backend is ejected.
+//!   pushes than the others (`failure_rate`). [`PushVerdict`] says what is a failure. While another one is in use, only
+//!   probes go to an ejected backend, and a retry goes to a different backend than the attempt before.
+//! - **Probe.** When its interval is over, one push goes to an ejected backend. Unless every backend is ejected, this
+//!   is neither the last permitted attempt of a message nor a retry of a message that failed at this backend.
 //! - **Nothing in use.** Then no push begins before the next probe is due. A worker that waits registers itself, and
 //!   is woken when a probe has succeeded. A backend whose name has no address yet is not in use in this sense.
-//! - **Share.** A backend that answers slowly, or never, keeps at most its share of the workers busy. A retry waits for
+//! - **Share.** A backend that answers slowly, or never, occupies at most its share of the workers. A retry waits for
 //!   another backend than the one that failed it where all others have their share (`preference`).
 //!
-//! A module with one backend never ejects it: that would delay other messages than those that failed.
+//! A module with one backend never ejects it, since that would delay messages that have not failed.
 //!
 //! While every backend is in use, a push takes no lock. `phases` has the rules as a pure state machine,
 //! `preference` which of the usable backends a push prefers, `replacement` the change of the list by a reload.

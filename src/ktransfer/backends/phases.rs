@@ -9,8 +9,8 @@
 //!                                     a failed probe, or failures: for twice as long
 //! ```
 //!
-//! While no backend is in use, an ejected one is probed again after `interval_ms`, however long it is ejected for: the
-//! pushes that wait gain nothing from a longer pause.
+//! While no backend is in use, an ejected one is probed again after `interval_ms`, however long it is ejected for: a
+//! longer pause would only delay the waiting messages.
 
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,8 @@
 //! The change of the list of backends by a reload: the backends that stay keep their state.
 //!
-//! A change creates new [`Backends`], which share with the former ones what belongs to a single backend: its failures,
-//! its pushes under way and its epoch. A push under way ends where it began, and its result counts for the new list if
-//! that has the backend as well. The caller excludes that another thread chooses a backend, or ends a push, during the
-//! change.
+//! A change creates new [`Backends`], which share with the former ones the state of each single backend: its failures,
+//! its pushes in flight and its epoch. The result of a push in flight counts for the new list if that has the backend
+//! as well. The caller ensures that no other thread chooses a backend, or ends a push, during the change.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! What the outcome of a push says about its backend.
+//! Classifies the outcome of a push as a success or a failure of its backend.
 
 use crate::ktransfer::policy::{AttemptOutcome, GiveUpCause, NextStep};
 

@@ -1,11 +1,11 @@
 //! The group membership in Kafka: the coordinator, a broker, assigns the partitions, and the offsets are committed to
 //! Kafka. No ZooKeeper is needed.
 //!
-//! One loop owns all state. It takes the events of the [`Membership`] in their order, and no call of it takes longer
-//! than a sixth of the session timeout, so that no proof waits for long. Parts: this file (the loop, the commands and
-//! the events), `claims` (where assigned partitions begin), `stores` (commits and releases), `metadata` (the text
-//! beside an offset), `pausing` (stores and reads the pauses of operators), `pause_state` and `pause_fields` (what is
-//! known of them), `proof` (the end of the lease), `health`, `leave`.
+//! One loop owns all state. It takes the events of the [`Membership`] in their order. None of its calls takes longer
+//! than a sixth of the session timeout, so that proofs are handled soon. Parts: this file (the loop, the commands and
+//! the events), `claims` (the start offsets of assigned partitions), `stores` (commits and releases), `metadata` (the
+//! metadata of a committed offset), `pausing` (stores and reads the pauses of operators), `pause_state` and
+//! `pause_fields` (the known pauses, and their text), `proof` (the end of the lease), `health`, `leave`.
 //!
 //! How the invariants of [`group`](super) are kept:
 //!
@@ -13,13 +13,13 @@
 //!   (`cooperative-sticky`) or its session has ended.
 //! - **Fencing**: each commit has the member id and the generation of the group; the coordinator refuses those of a
 //!   member that has been replaced, and of an earlier generation.
-//! - **Fencing token**: the generation itself would not do: a static member that is restarted keeps it, and a deleted
-//!   group begins at 1 again. A claim takes the token that is committed beside the offset plus one, or the time in
+//! - **Fencing token**: the generation alone is not sufficient: a restarted static member keeps it, and a deleted group
+//!   starts at 1 again. A claim takes the token that is committed beside the offset plus one, or the time in
 //!   milliseconds if that is higher, and commits it before the first push. So it grows with every claim while the
-//!   offset exists, whatever the clocks say; and across a deletion of the group, as far as the clocks of the instances
-//!   agree.
+//!   offset exists, regardless of the clocks. After a deletion of the group it grows as long as the clocks of the
+//!   instances agree.
 //! - **Lease**: until a sixth of the session timeout before its end, counted from the time at which the latest
-//!   heartbeat that the coordinator answered was sent. Its own count begins later.
+//!   heartbeat that the coordinator answered was sent. The coordinator's session timeout starts later.
 //!
 //! The claims end with the member, so a module whose loop fails can be started again.
 

@@ -241,7 +241,7 @@ impl Cluster {
     pub(crate) fn messages(&self, topic: &str) -> Vec<StoredMessage> {
         let ends = self.log_ends(topic);
         let started = Instant::now();
-        let mut client = self.kafka_client();
+        let mut client = self.kafka_client(topic);
         let mut messages = Vec::new();
         for (&partition, &end) in &ends {
             let mut next = 0;
@@ -253,7 +253,7 @@ impl Cluster {
                         // The leader may have moved since the metadata was read.
                         let error = part.data().err();
                         assert!(started.elapsed() < LEADERS_DEADLINE, "fetch of {topic}: {error:?}");
-                        client.load_metadata_all().expect("the broker answers");
+                        client.load_metadata(&[topic]).expect("the broker answers");
                         continue;
                     };
                     for message in data.messages() {
@@ -277,7 +277,7 @@ impl Cluster {
 
     /// Appends messages (key and value; an empty key means no key) to a partition, without kproxy.
     pub(crate) fn produce(&self, topic: &str, partition: i32, messages: &[(&[u8], &[u8])]) {
-        let mut client = self.kafka_client();
+        let mut client = self.kafka_client(topic);
         for chunk in messages.chunks(400) {
             let batch = chunk.iter().map(|(key, value)| {
                 let key = (!key.is_empty()).then_some(*key);
@@ -292,9 +292,10 @@ impl Cluster {
         }
     }
 
-    fn kafka_client(&self) -> KafkaClient {
+    /// Returns a client that knows this topic alone: the stories make hundreds of others.
+    fn kafka_client(&self, topic: &str) -> KafkaClient {
         let mut client = KafkaClient::new(self.brokers.split(',').map(str::to_owned).collect());
-        client.load_metadata_all().expect("the broker answers");
+        client.load_metadata(&[topic]).expect("the broker answers");
         client
     }
 
@@ -323,12 +324,17 @@ impl Cluster {
 
     /// Returns the sum of the offsets stored for a module's topic.
     pub(crate) fn stored_offsets_sum(&self, module: &str, topic: &str, n_partitions: i32) -> i64 {
-        (0..n_partitions).filter_map(|partition| self.stored_offset(module, topic, partition)).sum()
+        let zk = self.zk();
+        (0..n_partitions).filter_map(|partition| self.read_offset(&zk, module, topic, partition)).sum()
     }
 
     /// Returns the offset stored for a partition of a module's topic; `None` if no offset is stored.
     pub(crate) fn stored_offset(&self, module: &str, topic: &str, partition: i32) -> Option<i64> {
-        let text = self.read(&format!("/consumers/{module}/offsets/{topic}/{partition}"))?;
+        self.read_offset(&self.zk(), module, topic, partition)
+    }
+
+    fn read_offset(&self, zk: &ZkClient, module: &str, topic: &str, partition: i32) -> Option<i64> {
+        let text = zk.read(&format!("{}/consumers/{module}/offsets/{topic}/{partition}", self.chroot))?;
         Some(text.parse().unwrap_or_else(|_| panic!("the stored offset {text:?} is not a number")))
     }
 }

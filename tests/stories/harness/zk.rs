@@ -104,8 +104,9 @@ impl ZkClient {
 
     /// Creates a persistent node and its missing parents. Returns false if the node already exists.
     pub(crate) fn create(&self, path: &str, data: &str) -> bool {
-        for (at, _) in path.match_indices('/').skip(1) {
-            self.create_one(&path[..at], "", false);
+        let (parent, _) = path.rsplit_once('/').expect("a path begins with /");
+        if !parent.is_empty() && self.get(parent).is_none() {
+            self.create(parent, "");
         }
         self.create_one(path, data, false)
     }

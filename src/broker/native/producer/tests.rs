@@ -2,6 +2,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::broker::{Engine as EngineName, KafkaSettings};
+use crate::kafka::metadata::PartitionMetadata;
 use crate::kafka::testkit::{ApiKey, Fault, Scope, TestCluster};
 use crate::shutdown::Stop;
 use crate::supervise::Ended;
@@ -40,9 +41,13 @@ impl TestProducer {
 
     /// Appends to topic "t"; the outcome is received.
     fn append(&self, partition: Option<i32>) -> mpsc::Receiver<AppendResult> {
+        self.append_to("t", partition)
+    }
+
+    fn append_to(&self, topic: &str, partition: Option<i32>) -> mpsc::Receiver<AppendResult> {
         let (sender, outcome) = mpsc::channel();
         let (key, value) = (Some(b"key".to_vec()), Some(b"value".to_vec()));
-        let record = Record { topic: "t".into(), partition, key, value, headers: Vec::new(), timestamp_ms: None };
+        let record = Record { topic: topic.into(), partition, key, value, headers: Vec::new(), timestamp_ms: None };
         self.producer.append(record, Acks::Leader, Box::new(move |result| _ = sender.send(result)));
         outcome
     }
@@ -110,7 +115,42 @@ fn a_partition_that_a_topic_lacks_holds_up_no_other_message_of_it() {
 }
 
 #[test]
-fn a_partition_that_was_deleted_meanwhile_makes_the_topic_doubtful() {
+fn many_topics_are_looked_up_with_few_requests() {
+    let cluster = TestCluster::start(1);
+    let names: Vec<String> = (0..200).map(|number| format!("t{number}")).collect();
+    names.iter().for_each(|name| cluster.create_topic(name, 1));
+    let producer = TestProducer::new(&cluster);
+    cluster.fault_always(Scope::api(ApiKey::Metadata), Fault::held());
+    let outcomes: Vec<_> = names.iter().map(|name| producer.append_to(name, None)).collect();
+    assert!(cluster.wait_until(LONG, |cluster| cluster.held_requests() > 0));
+    cluster.clear_faults();
+    cluster.release_held();
+    outcomes.iter().for_each(|outcome| _ = outcome.recv_timeout(LONG).unwrap().unwrap());
+    let requests = cluster.requests(ApiKey::Metadata);
+    assert!(requests < 50, "{requests} requests");
+    producer.close();
+}
+
+#[test]
+fn the_partition_count_of_a_broker_that_lags_behind_is_ignored() {
+    let found = TopicMetadata { name: "t".into(), id: None, error_code: 0, may_write: None, partitions: Vec::new() };
+    let higher = HashMap::from([("t".into(), 4)]);
+    assert_eq!(answer(Some(&found), &higher), LookupAnswer::NotYet);
+    let partition = PartitionMetadata {
+        partition: 0,
+        error_code: 0,
+        leader: None,
+        leader_epoch: 0,
+        replicas: Vec::new(),
+        in_sync: Vec::new(),
+    };
+    let found = TopicMetadata { partitions: vec![partition], ..found };
+    assert_eq!(answer(Some(&found), &HashMap::new()), LookupAnswer::Exists(1));
+    assert_eq!(answer(Some(&found), &higher), LookupAnswer::Exists(4));
+}
+
+#[test]
+fn a_partition_that_was_deleted_meanwhile_causes_a_lookup() {
     for stored in [Stored::No, Stored::Unknown] {
         let error = rejected(code::UNKNOWN_TOPIC_OR_PARTITION, stored, "t", "", true);
         assert_eq!((error.kind, error.stored), (AppendFailure::UnknownTopic, stored));

@@ -13,10 +13,10 @@ use crate::kafka::error_code;
 use crate::kafka::metadata::{BrokerId, MetadataResponse, PartitionMetadata, TopicId, TopicMetadata};
 use crate::kafka::produce::NodeAddress;
 
-/// Metadata is requested this long after the last request even if nothing is in doubt: Fetch below version 13 does not
+/// Metadata is requested this long after the last request even if no leader is stale: Fetch below version 13 does not
 /// show that a topic was created again.
 const MAX_AGE: Duration = Duration::from_secs(30);
-/// Pause while nothing but missing topics and partitions are in doubt.
+/// Pause while the leaders of missing topics and partitions alone are stale.
 const MISSING_PAUSE: Duration = Duration::from_secs(1);
 /// A leader with a lower epoch than the known one is accepted if the metadata has it for this long. A broker that lags
 /// behind the controller returns old leaders for a short time; a topic that was created again has low epochs for ever.
@@ -25,10 +25,10 @@ const OLDER_LEADER_AFTER: Duration = Duration::from_secs(3);
 impl FetchCore {
     /// Returns the next action of the metadata thread.
     pub(in super::super) fn metadata_work(&mut self, now: Instant) -> MetadataWork {
-        self.doubt_overdue(now);
+        self.mark_overdue(now);
         let needs_leader = |reader: &PartitionReader| {
             let target = reader.target(now);
-            reader.is_leader_in_doubt || target.is_none_or(|id| !self.addresses.contains_key(&id))
+            reader.is_leader_stale || target.is_none_or(|id| !self.addresses.contains_key(&id))
         };
         let is_needed = self.partitions.values().any(|reader| !reader.is_stopped && needs_leader(reader));
         let due = match (self.partitions.is_empty(), is_needed) {
@@ -44,14 +44,14 @@ impl FetchCore {
         MetadataWork::Wait(Some(overdue.map_or(due, |at| at.min(due))))
     }
 
-    /// Puts the leaders of partitions in doubt whose broker does not respond: it may have failed without a sign.
-    fn doubt_overdue(&mut self, now: Instant) {
+    /// Marks the leaders of partitions as stale whose broker does not respond: it may have failed without a sign.
+    fn mark_overdue(&mut self, now: Instant) {
         let is_overdue = |broker: &BrokerState| broker.overdue_at.is_some_and(|at| at <= now);
         let overdue = self.brokers.iter().filter(|(_, broker)| is_overdue(broker)).map(|(id, _)| *id);
         for id in overdue.collect::<Vec<_>>() {
             let reason = format!("{} does not respond", self.broker_name(id));
             for reader in self.partitions.values_mut().filter(|reader| reader.target(now) == Some(id)) {
-                reader.is_leader_in_doubt = true;
+                reader.is_leader_stale = true;
             }
             self.report_unread(id, &reason, now);
         }
@@ -81,13 +81,13 @@ impl FetchCore {
             queue(&mut self.turns, reader);
         }
         events.into_iter().for_each(|event| self.report(event));
-        let mut doubtful = self.partitions.values().filter(|reader| !reader.is_stopped && reader.is_leader_in_doubt);
-        let pause = match doubtful.next() {
+        let mut stale = self.partitions.values().filter(|reader| !reader.is_stopped && reader.is_leader_stale);
+        let pause = match stale.next() {
             None => {
                 self.metadata.backoff.reset();
                 MIN_PAUSE
             }
-            Some(first) if first.is_missing && doubtful.all(|reader| reader.is_missing) => MISSING_PAUSE,
+            Some(first) if first.is_missing && stale.all(|reader| reader.is_missing) => MISSING_PAUSE,
             Some(_) => self.metadata.backoff.next(),
         };
         self.metadata.not_before = now + pause;
@@ -143,7 +143,7 @@ fn apply(reader: &mut PartitionReader, topic: Option<&TopicMetadata>, now: Insta
     }
     let Some(leader) = partition.leader else {
         reader.leader = None;
-        reader.is_leader_in_doubt = true;
+        reader.is_leader_stale = true;
         let code = match partition.error_code {
             error_code::NONE => error_code::LEADER_NOT_AVAILABLE,
             code => code,
@@ -151,18 +151,18 @@ fn apply(reader: &mut PartitionReader, topic: Option<&TopicMetadata>, now: Insta
         return reader.report(format!("it has no leader: {}", error_code::name(code)), MENDABLE_GRACE / 2, now);
     };
     if is_current(reader, partition, now) {
-        let was_in_doubt = reader.is_leader_in_doubt && reader.leader.is_some();
+        let was_stale = reader.is_leader_stale && reader.leader.is_some();
         let before = (reader.leader, reader.leader_epoch);
         reader.set_leader(leader, partition.leader_epoch, now);
-        // The same leader once more does not end the doubt: the metadata may be older than the failure.
-        reader.is_leader_in_doubt = was_in_doubt && before == (reader.leader, reader.leader_epoch);
+        // The same leader once more does not make it known: the metadata may be older than the failure.
+        reader.is_leader_stale = was_stale && before == (reader.leader, reader.leader_epoch);
     }
     None
 }
 
 fn missing(reader: &mut PartitionReader, code: i16, now: Instant) -> Option<FetchEvent> {
     reader.is_missing = true;
-    reader.is_leader_in_doubt = true;
+    reader.is_leader_stale = true;
     let reason = match code {
         error_code::NONE => "the topic has no such partition".to_owned(),
         error_code::UNKNOWN_TOPIC_OR_PARTITION => "the topic does not exist".to_owned(),

@@ -49,7 +49,7 @@ impl FetchCore {
             if reader.replica.is_some_and(|(replica, _)| replica == id) {
                 reader.replica = None;
             }
-            reader.is_leader_in_doubt |= was_in_flight || reader.leader == Some(id);
+            reader.is_leader_stale |= was_in_flight || reader.leader == Some(id);
         }
         self.has_leader_news = true;
         let is_total = !self.has_working_broker(Some(id), now);
@@ -147,7 +147,7 @@ impl FetchCore {
         for wanted in &plan.wanted {
             let name = TopicPartition { topic: wanted.topic.clone(), partition: wanted.fetch.partition };
             self.with_reader(&name, plan.number, |reader| {
-                reader.is_leader_in_doubt |= error_code::needs_metadata(code);
+                reader.is_leader_stale |= error_code::needs_metadata(code);
                 None
             });
         }
@@ -196,7 +196,7 @@ impl FetchCore {
                     return None;
                 }
                 // The leader responds at once, without records, until the client reads from the replica.
-                reader.is_leader_in_doubt = true;
+                reader.is_leader_stale = true;
                 let reason = format!("{broker}: it names replica {replica} to read from, which the metadata has not");
                 return reader.failed(reason, MENDABLE_GRACE, now);
             }
@@ -216,7 +216,7 @@ impl FetchCore {
         let reason = format!("{}: {}", self.broker_name(id), error_code::name(code));
         self.with_reader(&outcome.name, number, |reader| {
             let was_replica = reader.replica.take().is_some();
-            reader.is_leader_in_doubt |= is_mendable && !was_replica;
+            reader.is_leader_stale |= is_mendable && !was_replica;
             if code == error_code::OFFSET_OUT_OF_RANGE {
                 reader.is_id_confirmed |= reader.topic_id.is_some();
                 if !was_replica {
@@ -361,7 +361,7 @@ fn range_known(
 
 fn query_failed(reader: &mut PartitionReader, what: &str, broker: &str, code: i16, now: Instant) -> Option<FetchEvent> {
     let is_mendable = error_code::needs_metadata(code);
-    reader.is_leader_in_doubt |= is_mendable;
+    reader.is_leader_stale |= is_mendable;
     let grace = if is_mendable { MENDABLE_GRACE } else { Duration::ZERO };
     reader.failed(format!("{broker}: {what}: {}", error_code::name(code)), grace, now)
 }

@@ -41,7 +41,7 @@ pub(in super::super) struct FetchCore {
     pub(super) data_count: u64,
     /// A worker waits until a poll makes room.
     pub(super) waits_for_room: bool,
-    /// A leader changed or is in doubt: other threads may have work.
+    /// A leader changed or may have changed: other threads may have work.
     pub(super) has_leader_news: bool,
 }
 
@@ -210,7 +210,7 @@ impl FetchCore {
         std::mem::take(&mut self.waits_for_room)
     }
 
-    /// Whether other threads may have work since a leader changed or is in doubt. Resets that.
+    /// Whether other threads may have work since a leader changed or may have changed. Resets that.
     pub(in super::super) fn take_leader_news(&mut self) -> bool {
         std::mem::take(&mut self.has_leader_news)
     }

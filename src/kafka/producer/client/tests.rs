@@ -14,7 +14,7 @@ mod soak;
 
 use std::time::{Duration, Instant};
 
-use client::{LONG, Message, Settings, TestClient, brief, later};
+use client::{LONG, Message, NO_METADATA, Settings, TestClient, brief, later};
 
 use super::{AcksLevel, Outcome, Stored};
 use crate::kafka::config::SaslConfig;

@@ -78,6 +78,31 @@ fn a_response_with_fewer_partitions_removes_none_and_one_with_more_adds_them() {
 }
 
 #[test]
+fn a_count_is_that_of_the_broker_that_knows_most_unless_the_topic_was_recreated() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    let (one, two) = ([(0, Some(1), 0)], [(0, Some(1), 0), (1, Some(2), 0)]);
+    for (id, lagging_id, expected) in [(Some(1), Some(1), Some(2)), (Some(1), Some(2), None), (None, None, None)] {
+        view.topics.clear();
+        view.update(&metadata(id, &two), now);
+        assert!(view.higher_counts(&metadata(id, &two)).is_empty());
+        let lagging = metadata(lagging_id, &one);
+        view.update(&lagging, now);
+        assert_eq!(view.higher_counts(&lagging).get(NAME).copied(), expected, "{id:?} {lagging_id:?}");
+    }
+}
+
+#[test]
+fn the_epochs_of_another_cluster_count_at_once() {
+    let (mut view, now) = (ClusterView::default(), Instant::now());
+    assert!(!view.enter_cluster(Some("a")), "the first cluster");
+    view.update(&metadata(None, &[(0, Some(1), 5)]), now);
+    assert!(!view.enter_cluster(Some("a")) && !view.enter_cluster(None));
+    assert!(view.enter_cluster(Some("b")));
+    assert_eq!(leaders_after(&mut view, &metadata(None, &[(0, Some(2), 0)]), now), [Some(2)]);
+    assert!(!view.enter_cluster(Some("b")) && view.enter_cluster(Some("a")));
+}
+
+#[test]
 fn a_hint_counts_if_its_epoch_is_newer_and_its_broker_has_an_address() {
     let (mut view, now) = (ClusterView::default(), Instant::now());
     leaders_after(&mut view, &metadata(Some(1), &[(0, Some(1), 5)]), now);
@@ -103,9 +128,9 @@ fn only_what_changed_is_passed_on() {
     assert_eq!(view.update(&metadata(Some(1), &[(0, Some(1), 5), (1, Some(1), 0)]), now), [NAME.into()]);
     assert_eq!(view.update(&metadata(Some(1), &[(0, Some(2), 6)]), now), [NAME.into()]);
     // Batches that were made smaller may grow again.
-    assert!(view.change_limit(NAME, |limit| limit.record_refused(2_000, now)));
-    assert!(!view.change_limit(NAME, |limit| limit.record_refused(20_000, now)));
-    assert!(!view.change_limit("other", |limit| limit.record_refused(2_000, now)));
+    assert!(view.change_limit(NAME, |limit| limit.record_closed(2_000, now)));
+    assert!(!view.change_limit(NAME, |limit| limit.record_closed(20_000, now)));
+    assert!(!view.change_limit("other", |limit| limit.record_closed(2_000, now)));
     let later = now + Duration::from_secs(3_600);
     assert_eq!(view.update(&metadata(Some(1), &[(0, Some(2), 6)]), later), [NAME.into()]);
 }
@@ -134,7 +159,13 @@ fn a_topic_is_missing_for_long_if_every_response_says_so_for_a_minute() {
     view.update(&known, now + MISSING_FOR / 2);
     view.update(&missing, now + MISSING_FOR / 2);
     assert!(view.long_missing(now + MISSING_FOR).is_empty());
-    assert_eq!(view.long_missing(now + MISSING_FOR * 2), [NAME.into()]);
-    view.remove(NAME);
-    assert_eq!((view.leaders(NAME), view.long_missing(now + MISSING_FOR * 2)), (None, vec![]));
+    let later = now + MISSING_FOR * 2;
+    assert_eq!(view.long_missing(later), [NAME.into()]);
+    // A response with the topic comes before it is forgotten.
+    view.update(&known, later);
+    assert!(!view.remove_missing(NAME, later));
+    assert_eq!(view.leaders(NAME), Some(vec![Some(1)]));
+    view.update(&missing, later);
+    assert!(!view.remove_missing(NAME, later) && view.remove_missing(NAME, later + MISSING_FOR));
+    assert_eq!((view.leaders(NAME), view.long_missing(later + MISSING_FOR)), (None, vec![]));
 }

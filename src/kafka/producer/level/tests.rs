@@ -1,6 +1,6 @@
 use super::*;
-use crate::kafka::producer::gather::Sending;
-use crate::kafka::producer::outcome::{BatchResult, Gathered, Stored};
+use crate::kafka::producer::accumulator::Sending;
+use crate::kafka::producer::outcome::{BatchResult, QueuedMessage, Stored};
 use crate::kafka::producer::quota::Quota;
 use crate::kafka::record_batch::RecordView;
 
@@ -10,7 +10,7 @@ struct Message {
     deadline: Instant,
 }
 
-impl Gathered for Message {
+impl QueuedMessage for Message {
     fn cost_bytes(&self) -> usize {
         1
     }
@@ -66,7 +66,7 @@ fn take(level: &mut LevelState<Message>, broker: BrokerId, now: Instant) -> Vec<
 /// Takes a batch and reports that it may be stored.
 fn lose_response(level: &mut LevelState<Message>, now: Instant) -> Option<Vec<u8>> {
     let (sending, bytes) = take(level, 1, now).pop().unwrap();
-    level.gather.complete(sending, BatchResult::MaybeStored, now, &mut |_| panic!("no message ends"));
+    level.accumulator.complete(sending, BatchResult::MaybeStored, now, &mut |_| panic!("no message ends"));
     assert_eq!(level.retain(sending.partition, vec![7]), None);
     bytes
 }
@@ -84,7 +84,7 @@ fn the_bytes_of_a_retry_are_kept_until_its_messages_have_ended() {
         match case {
             0 => {
                 let (sending, bytes) = take(&mut level, 1, later - Duration::from_secs(1)).pop().unwrap();
-                level.gather.complete(sending, BatchResult::Stored(Some(0)), later, &mut |_| {});
+                level.accumulator.complete(sending, BatchResult::Stored(Some(0)), later, &mut |_| {});
                 let bytes = bytes.unwrap();
                 assert_eq!(level.retain(sending.partition, bytes), Some(vec![7]));
             }
@@ -151,7 +151,7 @@ fn a_request_to_a_former_leader_is_limited_also_after_a_time_without_a_leader() 
     level.next_look = now + Duration::from_secs(60);
     level.set_leaders(&"t".into(), &[Some(3)]);
     assert!(level.next_look <= now + Duration::from_secs(1));
-    level.gather.complete(sending, BatchResult::NotStored, now, &mut |_| {});
+    level.accumulator.complete(sending, BatchResult::NotStored, now, &mut |_| {});
     assert_eq!(take(&mut level, 3, now + Duration::from_secs(1)).len(), 1);
 }
 
@@ -233,7 +233,7 @@ fn topics_count_as_used_for_a_while_and_are_requested_for_their_brokers() {
     level.remove(&"other".into());
     assert_eq!((level.has_topic("other"), level.index_of("other", 0)), (false, None));
     level.set_leaders(&"new".into(), &[Some(5)]);
-    assert_eq!((level.index_of("new", 0), level.gather.leader(index)), (Some(index), Some(5)));
+    assert_eq!((level.index_of("new", 0), level.accumulator.leader(index)), (Some(index), Some(5)));
     assert_eq!((&*level.partitions[index.0].topic, level.partitions.len()), ("new", 3));
 }
 

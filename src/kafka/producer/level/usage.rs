@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{LevelState, LevelTopic};
-use crate::kafka::producer::gather::PartitionIndex;
+use crate::kafka::producer::accumulator::PartitionIndex;
 use crate::kafka::producer::message::ProducerMessage;
 use crate::kafka::producer::outcome::BrokerId;
 
@@ -15,7 +15,7 @@ impl<M: ProducerMessage> LevelState<M> {
     /// Returns the topics that were used a short while ago, or have messages that have not ended, with a partition that
     /// `broker` leads or that has no leader.
     pub(in crate::kafka::producer) fn topics_of(&self, broker: BrokerId, now: Instant) -> Vec<Arc<str>> {
-        let is_led = |index: &PartitionIndex| self.gather.leader(*index).is_none_or(|leader| leader == broker);
+        let is_led = |index: &PartitionIndex| self.accumulator.leader(*index).is_none_or(|leader| leader == broker);
         let is_concerned = |topic: &LevelTopic| topic.is_used(now) && topic.partitions.iter().any(is_led);
         self.topics.iter().filter(|(_, topic)| is_concerned(topic)).map(|(name, _)| Arc::clone(name)).collect()
     }
@@ -23,7 +23,7 @@ impl<M: ProducerMessage> LevelState<M> {
     /// Whether a topic was not used for a while and has no message, so that it can be removed.
     pub(in crate::kafka::producer) fn is_removable(&self, topic: &str, now: Instant) -> bool {
         self.topics.get(topic).is_none_or(|topic| {
-            !topic.is_used(now) && topic.partitions.iter().all(|index| self.gather.is_removable(*index))
+            !topic.is_used(now) && topic.partitions.iter().all(|index| self.accumulator.is_removable(*index))
         })
     }
 
@@ -31,7 +31,7 @@ impl<M: ProducerMessage> LevelState<M> {
     pub(in crate::kafka::producer) fn remove(&mut self, topic: &Arc<str>) {
         let Some(removed) = self.topics.remove(topic) else { return };
         for number in 0..removed.partitions.len() as i32 {
-            self.gather.remove(&(Arc::clone(topic), number));
+            self.accumulator.remove(&(Arc::clone(topic), number));
         }
     }
 }

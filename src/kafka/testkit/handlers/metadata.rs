@@ -39,7 +39,7 @@ impl Serve for MetadataRequest {
             MetadataResponse::default()
                 .with_throttle_time_ms(plan.throttle_ms)
                 .with_brokers(brokers)
-                .with_cluster_id(Some(text("testkit")))
+                .with_cluster_id(Some(text(&state.cluster_id)))
                 .with_controller_id(BrokerId(state.controller))
                 .with_topics(topics),
         ))

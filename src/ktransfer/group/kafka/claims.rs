@@ -1,9 +1,9 @@
-//! Claims assigned partitions: reads where they begin, and commits the fencing token of the claim.
+//! Claims assigned partitions: reads their start offsets, and commits the fencing token of the claim.
 //!
-//! Kafka keeps nothing for a partition without an offset. So each commit has the number of partitions that the topic
-//! had when the group committed its first offset: `start_from` decides about those, and a partition that was added
-//! later is read from its beginning, since nothing in it is older than the group. All partitions of a topic that is
-//! younger than the group are such partitions. If the number is unknown, because other tools set the offsets, every
+//! Kafka stores no state for a partition without an offset. So each commit contains the number of partitions that the
+//! topic had when the group committed its first offset: `start_from` applies to those, and a partition that was added
+//! later is read from its beginning, since all of its messages are newer than the group. All partitions of a topic that
+//! is younger than the group are such partitions. If the number is unknown, because other tools set the offsets, every
 //! partition without an offset is taken as added later: messages may be repeated, never skipped.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! The text that is committed beside each offset in Kafka: the log that the offset belongs to, the fencing token, and
-//! which messages above the offset are done.
+//! The metadata of each committed offset in Kafka: the log that the offset belongs to, the fencing token, and which
+//! messages above the offset are done.
 //!
 //! `kt1;o=OFFSET;t=TOKEN;m=PAUSE;r=NUMBER;p=PAUSE;n=COUNT;i=ID;e=EPOCH;d=RANGES`, in this order, each but the first two
 //! optional. A reader skips fields that it does not know, and text that begins otherwise is that of another program.
@@ -10,11 +10,11 @@
 //!
 //! `d` is what the node `ahead` has in ZooKeeper, in fewer bytes: for each range the number of messages between the end
 //! of the range before (for the first range: the offset) and the range, and the number of messages in the range, both
-//! as base64 VLQ: digits of five bits, the least significant first, the sixth bit set in all but the last. What does
-//! not fit is left out from the end: its messages are pushed again, never skipped.
+//! as base64 VLQ: digits of five bits, the least significant first, the sixth bit set in all but the last. Ranges that
+//! do not fit are left out from the end: their messages are pushed again, never skipped.
 //!
-//! Where the brokers accept little text, the ranges are left out first, then who paused, then the fields from `n` on. A
-//! pause itself is never left out: without room for it nothing is committed.
+//! If the brokers accept only short metadata, the ranges are left out first, then the operator of a pause, then the
+//! fields from `n` on. A pause itself is never left out: without room for it nothing is committed.
 //!
 //! A further state that must survive a hand-over becomes a field before `d`, for which [`RESERVED_BYTES`] are kept
 //! free: add it to [`CommitMetadata`], so that a claim reads it and each store writes it again.

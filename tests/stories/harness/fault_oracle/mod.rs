@@ -279,7 +279,7 @@ impl<'a> History<'a> {
             for push in pushes {
                 open.retain(|earlier| earlier.ended.is_none_or(|ended| ended > push.began));
                 for earlier in &open {
-                    if !self.is_takeover(earlier, push) && !self.is_next_attempt(earlier, push) {
+                    if !self.is_takeover(earlier, push) && !self.is_given_up(earlier, push) {
                         verdict.concurrent.push(format!("{earlier}, and {push}"));
                     }
                 }
@@ -288,11 +288,18 @@ impl<'a> History<'a> {
         }
     }
 
-    /// Whether `earlier` is an attempt at the same message that was given up when `push` began.
-    fn is_next_attempt(&self, earlier: &Push, push: &Push) -> bool {
-        let is_same = earlier.position == push.position && earlier.claim == push.claim;
+    /// Whether `earlier` is an attempt that was given up when `push` began: `push`, or one before it, is the next
+    /// attempt at the message of `earlier`. A backend may notice a moment later that the connection was closed.
+    fn is_given_up(&self, earlier: &Push, push: &Push) -> bool {
+        let is_next = |one: &&&Push| one.position == earlier.position && one.began > earlier.began;
+        let next = self.by_partition[&earlier.position.0].iter().filter(is_next).min_by_key(|one| one.began);
         let is_closed = earlier.ended.is_some_and(|ended| ended <= push.began + self.limits.fence_slack);
-        is_same && earlier.instance == push.instance && !earlier.is_delivered && is_closed
+        let is_retried = next.is_some_and(|next| next.claim == earlier.claim && next.began <= push.began);
+        is_retried
+            && push.claim == earlier.claim
+            && push.instance == earlier.instance
+            && !earlier.is_delivered
+            && is_closed
     }
 
     /// Whether `push` belongs to a newer claim, and `earlier` began before that claim and ended in time.

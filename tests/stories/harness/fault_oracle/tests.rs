@@ -90,6 +90,8 @@ fn two_open_requests_of_a_key_are_found() {
 #[test]
 fn an_attempt_that_was_given_up_may_end_a_moment_after_the_next_one_began() {
     expect(&evidence("a1@1 0-150 k!, a1@1 100-110 k, a2@1 200-210 k"), &[]);
+    expect(&evidence("a1@1 0-150 k!, a1@1 100-110 k, a2@1 120-130 k"), &[]);
+    expect(&evidence("a1@1 0-900 k!, a1@1 100-110 k, a2@1 120-130 k"), &["concurrent requests of a key"]);
     for overlap in [
         "a1@1 0-400 k!, a1@1 100-110 k, a2@1 500-510 k",
         "a1@1 0-150 k, a1@1 100-110 k, a2@1 200-210 k",

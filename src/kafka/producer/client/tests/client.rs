@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{AcksLevel, Outcome, Stored};
+use super::{AcksLevel, Outcome, Stored, code};
 use crate::kafka::backoff::Backoff;
 use crate::kafka::compression::Codec;
 use crate::kafka::config::{BrokerAddress, ConnectionConfig};
@@ -14,7 +14,7 @@ use crate::kafka::metadata::MetadataTopics;
 use crate::kafka::metadata_client::MetadataClient;
 use crate::kafka::producer::client::{KafkaProducer, ProducerConfig};
 use crate::kafka::producer::message::ProducerMessage;
-use crate::kafka::producer::outcome::{Gathered, Limits};
+use crate::kafka::producer::outcome::{Limits, QueuedMessage};
 use crate::kafka::record_batch::RecordView;
 use crate::kafka::testkit::TestCluster;
 use crate::locks::{lock, wait_timeout};
@@ -23,6 +23,9 @@ use crate::supervise::{Ended, Supervisor};
 
 /// Longer than anything takes unless the test fails.
 pub(super) const LONG: Duration = Duration::from_secs(30);
+
+/// The reason of a message that the producer returns.
+pub(super) const NO_METADATA: &str = "no metadata";
 
 /// A deadline that is not reached.
 pub(super) fn later() -> Instant {
@@ -88,7 +91,7 @@ pub(super) struct InProducer {
     record: Arc<Record>,
 }
 
-impl Gathered for InProducer {
+impl QueuedMessage for InProducer {
     fn cost_bytes(&self) -> usize {
         let headers = self.message.headers.iter();
         70 + self.message.padding
@@ -226,7 +229,10 @@ impl TestClient {
         messages.push((message.clone(), Vec::new()));
         drop(messages);
         let level = message.level;
-        self.producer().append(level, InProducer { number, message, record: Arc::clone(&self.record) });
+        let message = InProducer { number, message, record: Arc::clone(&self.record) };
+        if let Err(message) = self.producer().append(level, message) {
+            message.end(Outcome::Rejected(code::UNKNOWN_TOPIC_OR_PARTITION, Stored::No), NO_METADATA);
+        }
         number
     }
 

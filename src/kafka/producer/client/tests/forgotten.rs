@@ -63,14 +63,14 @@ fn a_topic_that_was_forgotten_by_mistake_loses_nothing() {
         cluster.fault(Scope::api(ApiKey::Metadata).topic("t"), Fault::error(code::UNKNOWN_TOPIC_OR_PARTITION));
         client.learn_of(&["t".to_owned()]);
         forget(&client);
-        let end = client.end_of(client.send(message.clone()));
-        assert_eq!(end.outcome, Outcome::Rejected(code::UNKNOWN_TOPIC_OR_PARTITION, Stored::No));
+        assert_eq!(client.end_of(client.send(message.clone())).reason, NO_METADATA);
         client.learn();
-        // With the same producer id the broker would take it for a duplicate of the first message.
+        // With the same producer id and epoch the broker would take it for a duplicate of the first message.
         assert_eq!(client.offsets(&[client.send(message.clone()), client.send(other.clone())]), [round, round]);
     }
     client.finish(&cluster);
-    assert_eq!(ids_and_epochs(&cluster, "other", 0).len(), 1, "other partitions keep their producer id");
+    assert_eq!(ids_and_epochs(&cluster, "other", 0).len(), 1, "other partitions keep their epoch");
+    assert_eq!(cluster.requests(ApiKey::InitProducerId), 1);
 }
 
 #[test]

@@ -232,7 +232,7 @@ fn added_partitions_are_sent_messages() {
     let mut client = TestClient::new(&cluster);
     client.offsets(&[client.send(Message::new(AcksLevel::All, "t", 0))]);
     cluster.add_partitions("t", 3);
-    assert_eq!(client.outcome(client.send(Message::new(AcksLevel::All, "t", 3))), Outcome::TimedOut(Stored::No));
+    assert_eq!(client.end_of(client.send(Message::new(AcksLevel::All, "t", 3))).reason, NO_METADATA);
     client.learn();
     for level in CONFIRMED {
         client.offsets(&(0..4).map(|at| client.send(Message::new(level, "t", at))).collect::<Vec<_>>());
@@ -255,5 +255,20 @@ fn acks_0_notices_that_a_broker_is_not_the_leader_any_more() {
         client.outcome(client.send(message.clone()));
         assert!(started.elapsed() < LONG);
     }
+    client.finish(&cluster);
+}
+
+#[test]
+fn a_broker_that_has_another_address_by_now_is_found_although_the_former_one_answers() {
+    let cluster = TestCluster::start(2);
+    cluster.create_topic("t", 1);
+    cluster.swap_addresses(1, 2);
+    let mut client = TestClient::new(&cluster);
+    // The broker at that address is another one.
+    let numbers = CONFIRMED.map(|level| client.send(Message::new(level, "t", 0)));
+    assert!(cluster.wait_until(LONG, |cluster| cluster.requests(ApiKey::Produce) >= 4));
+    assert!(numbers.iter().all(|number| !client.has_ended(*number)));
+    cluster.swap_addresses(1, 2);
+    client.offsets(&numbers);
     client.finish(&cluster);
 }

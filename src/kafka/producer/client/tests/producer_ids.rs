@@ -180,3 +180,52 @@ fn a_fenced_producer_continues_with_another_id() {
     assert_eq!(cluster.requests(ApiKey::InitProducerId), 2);
     client.finish(&cluster);
 }
+
+#[test]
+fn another_cluster_at_the_same_address_gets_no_batch_under_the_former_producer_id() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 1);
+    let mut client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    client.offsets(&[client.send(message.clone())]);
+    let (id, epoch) = ids_and_epochs(&cluster, "t", 0)[0];
+    // Another client of the other cluster has the same id, and has sent more messages.
+    cluster.crash_broker(1);
+    cluster.become_another();
+    cluster.create_topic("t", 1);
+    for sequence in 0..4 {
+        cluster.append("t", 0, &BatchSpec::new().record(Some("k"), Some("other"), 0).producer(id, epoch, sequence));
+    }
+    cluster.start_broker(1);
+    let mut stored = Vec::new();
+    while stored.len() < 3 {
+        let number = client.send(message.clone());
+        match client.outcome(number) {
+            Outcome::Appended(_) => stored.push(client.value(number)),
+            // It was sent on the connection to the former cluster.
+            outcome => assert_eq!(outcome, Outcome::Rejected(code::UNKNOWN_PRODUCER_ID, Stored::Unknown)),
+        }
+    }
+    assert_eq!(values(&cluster, "t", 0)[4..], stored, "none was taken for a duplicate");
+    client.close(Duration::ZERO);
+}
+
+#[test]
+fn a_batch_that_another_cluster_may_have_stored_is_not_sent_again() {
+    let cluster = TestCluster::start(1);
+    cluster.create_topic("t", 1);
+    let client = TestClient::new(&cluster);
+    let message = Message::new(AcksLevel::All, "t", 0);
+    client.offsets(&[client.send(message.clone())]);
+    cluster.fault(produce(), Fault::held());
+    let unknown = client.send(message.clone());
+    assert!(cluster.wait_until(LONG, |cluster| cluster.held_requests() == 1));
+    cluster.crash_broker(1);
+    cluster.become_another();
+    cluster.create_topic("t", 1);
+    cluster.start_broker(1);
+    let end = client.end_of(unknown);
+    assert_eq!(end.outcome, Outcome::Rejected(code::UNKNOWN_PRODUCER_ID, Stored::Unknown), "{}", end.reason);
+    client.offsets(&[client.send(message)]);
+    assert!(!values(&cluster, "t", 0).contains(&client.value(unknown)));
+}

@@ -30,6 +30,7 @@ fn the_more_partitions_an_early_store_has_the_later_is_the_next_one() {
 #[test]
 fn a_commit_that_is_refused_at_once_is_repeated_soon() {
     let brokers = Rig::brokers(Some(1));
+    brokers.lock().unwrap().offsets = [(0, offset(0, 0, "kt1;o=0;t=1"))].into();
     let (members, events) = unbounded();
     let mut group = Rig::group(&brokers, events);
     members.send(MembershipEvent::Assigned(vec![0])).unwrap();

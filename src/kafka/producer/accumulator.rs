@@ -10,7 +10,8 @@
 //! `Stored::Unknown` and are not retried. The partition then continues with the next epoch of its producer id, which
 //! needs no request (KIP-360; Kafka: TransactionManager.bumpIdempotentProducerEpoch). Brokers check epochs and sequence
 //! numbers by partition, so each partition has its own epoch, and other partitions are not affected. A new producer id
-//! is needed only after the last epoch, or if the broker has a higher epoch; see [`Gather::needs_producer`].
+//! is needed only after the last epoch, in another cluster, or if the broker has a higher epoch; see
+//! [`RecordAccumulator::needs_producer`].
 //!
 //! Without idempotence a batch that may be stored is retried, too, and may then be stored twice.
 //!
@@ -24,19 +25,20 @@
 //! - A partition with a leader and a batch to send is in the queue of that leader, or waits for a producer id. The call
 //!   that puts it there returns the leader, so that the caller can wake the sender of that broker.
 //!
-//! Cost: [`Gather::append`] takes constant time; the other calls take time for the messages that they send or end, and
-//! logarithmic time for each of their partitions. Memory grows with the messages that have not ended, with the
-//! partitions that were not removed, and with the brokers ever named.
+//! Cost: [`RecordAccumulator::append`] takes constant time; the other calls take time for the messages that they send
+//! or end, and logarithmic time for each of their partitions. Memory grows with the messages that have not ended, with
+//! the partitions that were not removed, and with the brokers ever named.
 //!
 //! The caller guarantees:
 //!
-//! - [`Gather::complete`] is called for each sending, at the latest when its request times out. A response that arrives
-//!   later is harmless: its [`Sending`] is no longer in flight, and the call is ignored.
+//! - [`RecordAccumulator::complete`] is called for each sending, at the latest when its request times out. A response
+//!   that arrives later is harmless: its [`Sending`] is no longer in flight, and the call is ignored.
 //! - The messages of a partition are appended in the order of their deadlines. A message that is behind one with a
 //!   later deadline may end as late as that one.
-//! - A producer id is given to [`Gather::set_producer`] once.
-//! - [`Gather::take`] is not called while the broker is unreachable or has throttled the client.
+//! - A producer id is given to [`RecordAccumulator::set_producer`] once.
+//! - [`RecordAccumulator::take`] is not called while the broker is unreachable or has throttled the client.
 
+mod producer_ids;
 mod removal;
 
 use std::cmp::Reverse;
@@ -44,14 +46,12 @@ use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use super::outcome::{BatchResult, BrokerId, EndedMessage, Gathered, Limits};
+use super::outcome::{BatchResult, BrokerId, EndedMessage, Limits, QueuedMessage};
 use super::partition::Partition;
 pub use super::partition_index::PartitionIndex;
 use super::schedule::Schedule;
 use crate::kafka::record_batch::{HEADER_BYTES, ProducerState};
 
-/// Epochs that are left when a new producer id is requested, so that the partition need not wait for the id.
-const EPOCH_RESERVE: i16 = 1000;
 /// Upper bound of [`Limits::max_retry_backoff`].
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(3600);
 /// Upper bound of the vectors that are kept for the next batches, and of their capacity.
@@ -69,7 +69,7 @@ pub struct Sending {
 /// A batch to send now.
 #[derive(Debug)]
 pub struct BatchToSend<'a, M> {
-    /// This sending of the batch, for [`Gather::complete`].
+    /// This sending of the batch, for [`RecordAccumulator::complete`].
     pub sending: Sending,
     /// Producer id, epoch and first sequence number.
     pub producer: ProducerState,
@@ -82,7 +82,7 @@ pub struct BatchToSend<'a, M> {
 
 /// The messages of one acks level that have not ended, by partition.
 #[derive(Debug)]
-pub struct Gather<K, M> {
+pub struct RecordAccumulator<K, M> {
     limits: Limits,
     partitions: Vec<Partition<M>>,
     by_name: HashMap<K, PartitionIndex>,
@@ -92,8 +92,8 @@ pub struct Gather<K, M> {
     /// Earliest deadlines, at least one entry for each partition with messages; see [`Partition::indexed_deadline`]. An
     /// entry with another time than the partition states is stale.
     deadlines: BinaryHeap<Reverse<(Instant, PartitionIndex)>>,
-    /// Producer id and epoch of partitions that have no id or need a new one: `None` until [`Gather::set_producer`] is
-    /// called.
+    /// Producer id and epoch of partitions that have no id or need a new one: `None` until
+    /// [`RecordAccumulator::set_producer`] is called.
     producer: Option<(i64, i16)>,
     /// Whether a partition needs another id than that of `producer`, or will soon need it.
     needs_new_id: bool,
@@ -106,10 +106,10 @@ pub struct Gather<K, M> {
     spare: Vec<Vec<Option<M>>>,
 }
 
-impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
+impl<K: Eq + Hash, M: QueuedMessage> RecordAccumulator<K, M> {
     /// Returns a queue without partitions and messages.
     pub fn new(limits: Limits) -> Self {
-        Gather {
+        RecordAccumulator {
             limits: Limits {
                 retry_backoff: limits.retry_backoff.min(MAX_RETRY_BACKOFF),
                 max_retry_backoff: limits
@@ -174,40 +174,6 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         // Behind other waiting messages nothing changes: the partition is scheduled, has a batch in flight, or has no
         // leader.
         if partition.waiting.len() > 1 { None } else { self.schedule(index) }
-    }
-
-    /// Sets the producer id, and its first epoch, of partitions that have no id or need a new one; returns the brokers
-    /// that may have a batch to send. Other partitions keep their id.
-    pub fn set_producer(&mut self, producer_id: i64, epoch: i16) -> Vec<BrokerId> {
-        self.producer = Some((producer_id, epoch));
-        self.needs_new_id = false;
-        for index in 0..self.partitions.len() {
-            self.note_need_of_id(PartitionIndex(index));
-        }
-        let awaiting = self.schedule.take_awaiting_producer();
-        let mut brokers: Vec<_> = awaiting.into_iter().filter_map(|index| self.schedule(index)).collect();
-        brokers.sort_unstable();
-        brokers.dedup();
-        brokers
-    }
-
-    /// Whether [`Gather::set_producer`] must be called: some partition cannot send its next batch before, or will soon
-    /// have used up the epochs of its id. May become true by each call that takes, completes or ends messages.
-    pub fn needs_producer(&self) -> bool {
-        self.limits.is_idempotent && (self.producer.is_none() || self.needs_new_id)
-    }
-
-    /// Returns the partitions that wait for a producer id. Their messages may have ended meanwhile.
-    pub fn awaiting_producer(&self) -> &[PartitionIndex] {
-        self.schedule.awaiting_producer()
-    }
-
-    fn note_need_of_id(&mut self, index: PartitionIndex) {
-        let partition = &self.partitions[index.0];
-        let is_needed = partition.needs_new_id || partition.producer.epoch > i16::MAX - EPOCH_RESERVE;
-        if is_needed && self.producer.is_some_and(|(id, _)| id == partition.producer.producer_id) {
-            self.needs_new_id = true;
-        }
     }
 
     /// Puts a partition that has a batch to send into the queue of its leader, unless it is there; returns the leader.
@@ -302,9 +268,12 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         };
         let emptied = match result {
             BatchResult::Stored(base) => partition.confirm(batch, base, end),
+            BatchResult::Duplicate if batch.may_be_stored || !limits.is_idempotent => {
+                partition.confirm(batch, None, end)
+            }
             BatchResult::MaybeStored => {
                 batch.may_be_stored = true;
-                partition.retry(batch, limits, now)
+                partition.retry(batch, limits, now, end)
             }
             BatchResult::Rejected(positions, code) => partition.reject(batch, &positions, code, end),
             BatchResult::Failed(code) => {
@@ -312,16 +281,17 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
                 partition.reject(batch, &[], code, end)
             }
             BatchResult::TooLarge(code) => partition.shrink(batch, code, end),
-            BatchResult::UnknownProducer if limits.is_idempotent => {
+            BatchResult::UnknownProducer | BatchResult::Duplicate if limits.is_idempotent => {
                 partition.restart_sequence(batch, false, limits, now, end)
             }
             BatchResult::InvalidProducerEpoch if limits.is_idempotent => {
                 partition.restart_sequence(batch, true, limits, now, end)
             }
             // Without idempotence a broker has no reason to return errors about the producer id.
-            BatchResult::NotStored | BatchResult::UnknownProducer | BatchResult::InvalidProducerEpoch => {
-                partition.retry(batch, limits, now)
-            }
+            BatchResult::NotStored
+            | BatchResult::UnknownProducer
+            | BatchResult::Duplicate
+            | BatchResult::InvalidProducerEpoch => partition.retry(batch, limits, now, end),
         };
         self.recycle(emptied);
         self.note_need_of_id(index);
@@ -334,8 +304,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         }
     }
 
-    /// Ends each message whose deadline is not after `now`. A batch in flight stays until [`Gather::complete`] is
-    /// called.
+    /// Ends each message whose deadline is not after `now`. A batch in flight stays until
+    /// [`RecordAccumulator::complete`] is called.
     pub fn expire(&mut self, now: Instant, end: &mut impl FnMut(EndedMessage<M>)) {
         while let Some(&Reverse((time, index))) = self.deadlines.peek().filter(|Reverse((time, _))| *time <= now) {
             self.deadlines.pop();
@@ -373,17 +343,17 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
     /// Returns the bytes of the messages that wait for `broker`.
     pub fn waiting_bytes(&self, broker: BrokerId) -> usize {
         let partitions = self.partitions.iter().filter(|partition| partition.leader == Some(broker));
-        partitions.flat_map(|partition| &partition.waiting).map(Gathered::cost_bytes).sum()
+        partitions.flat_map(|partition| &partition.waiting).map(QueuedMessage::cost_bytes).sum()
     }
 
-    /// Returns the time at which to call [`Gather::expire`]: not after the earliest deadline of all messages, and
-    /// earlier if a message that was confirmed had an earlier deadline. `None` without messages.
+    /// Returns the time at which to call [`RecordAccumulator::expire`]: not after the earliest deadline of all
+    /// messages, and earlier if a message that was confirmed had an earlier deadline. `None` without messages.
     pub fn next_deadline(&self) -> Option<Instant> {
         let earliest = self.deadlines.peek().filter(|_| self.message_count > 0);
         earliest.map(|Reverse((deadline, _))| *deadline)
     }
 
-    /// Ends all messages of one partition. A batch in flight stays until [`Gather::complete`] is called.
+    /// Ends all messages of one partition. A batch in flight stays until [`RecordAccumulator::complete`] is called.
     pub fn drain(&mut self, index: PartitionIndex, end: &mut impl FnMut(EndedMessage<M>)) {
         let message_count = &mut self.message_count;
         let emptied = self.partitions[index.0].drain_all(&mut |ended| {
@@ -394,7 +364,8 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.note_need_of_id(index);
     }
 
-    /// Ends all messages, when the producer closes. A batch in flight stays until [`Gather::complete`] is called.
+    /// Ends all messages, when the producer closes. A batch in flight stays until [`RecordAccumulator::complete`] is
+    /// called.
     pub fn drain_all(&mut self, end: &mut impl FnMut(EndedMessage<M>)) {
         for index in 0..self.partitions.len() {
             let emptied = self.partitions[index].drain_all(end);

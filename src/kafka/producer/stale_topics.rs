@@ -8,18 +8,18 @@ use crate::locks::lock;
 
 /// The topics whose metadata is needed.
 #[derive(Default)]
-pub(super) struct DoubtedTopics {
+pub(super) struct StaleTopics {
     topics: Mutex<HashSet<Arc<str>>>,
     thread: Mutex<Option<Thread>>,
 }
 
-impl DoubtedTopics {
+impl StaleTopics {
     pub(super) fn add(&self, topics: impl IntoIterator<Item = Arc<str>>) {
-        let mut doubted = lock(&self.topics);
-        let before = doubted.len();
-        doubted.extend(topics);
-        let is_more = doubted.len() > before;
-        drop(doubted);
+        let mut stale = lock(&self.topics);
+        let before = stale.len();
+        stale.extend(topics);
+        let is_more = stale.len() > before;
+        drop(stale);
         // For each message without a leader this method is called again: only the first time the thread is woken.
         if is_more {
             self.wake();

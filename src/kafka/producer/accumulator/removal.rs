@@ -1,16 +1,17 @@
 //! The removal of partitions of topics that do not exist any more.
 //!
 //! The topic may exist all the same, if a broker was wrong. Then the partition is added again without its sequence
-//! number, and a broker that knows the producer id would take the first batches for duplicates of earlier ones. So
-//! partitions that are added after a removal have another producer id.
+//! number, and a broker that knows the producer id and epoch would take the first batches for duplicates of earlier
+//! ones. So partitions that are added after a removal begin with a later epoch, which needs no request. Other
+//! partitions keep theirs.
 
 use std::hash::Hash;
 
-use super::{Gather, PartitionIndex};
-use crate::kafka::producer::outcome::Gathered;
+use super::{PartitionIndex, RecordAccumulator};
+use crate::kafka::producer::outcome::QueuedMessage;
 use crate::kafka::producer::partition::Partition;
 
-impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
+impl<K: Eq + Hash, M: QueuedMessage> RecordAccumulator<K, M> {
     /// Whether a partition has neither messages nor a batch that is in flight or may be stored.
     pub fn is_removable(&self, index: PartitionIndex) -> bool {
         let partition = &self.partitions[index.0];
@@ -23,7 +24,7 @@ impl<K: Eq + Hash, M: Gathered> Gather<K, M> {
         self.by_name.remove(name);
         self.schedule.remove(index);
         let removed = std::mem::replace(&mut self.partitions[index.0], Partition::new());
-        self.producer.take_if(|(id, _)| *id == removed.producer.producer_id);
+        self.pass_epoch(removed.producer);
         self.free.push(index);
     }
 }

@@ -138,10 +138,10 @@ struct Play {
 impl Play {
     fn new(setup: Setup) -> Play {
         let mut queue = TestQueue::new(setup.is_idempotent);
-        queue.gather.limits.max_batch_bytes = 60;
-        queue.gather.limits.max_request_bytes = 100;
+        queue.accumulator.limits.max_batch_bytes = 60;
+        queue.accumulator.limits.max_request_bytes = 100;
         for name in 0..PARTITIONS {
-            queue.gather.partition(name as u32);
+            queue.accumulator.partition(name as u32);
         }
         Play {
             setup,
@@ -172,7 +172,7 @@ impl Play {
                 let message = Message { id, deadline, cost_bytes: cost_bytes(id) };
                 self.deadlines.insert(id, deadline);
                 self.appended[position].push(id);
-                self.awake.extend(self.queue.gather.append(PartitionIndex(position), message));
+                self.awake.extend(self.queue.accumulator.append(PartitionIndex(position), message));
             }
             Step::Take(broker) => self.take(broker),
             Step::Broker(which, fate) if !self.in_flight.is_empty() => {
@@ -187,7 +187,7 @@ impl Play {
             }
             Step::Broker(..) | Step::Late(..) => {}
             Step::Leader(position, leader) => {
-                self.awake.extend(self.queue.gather.set_leader(PartitionIndex(position), leader));
+                self.awake.extend(self.queue.accumulator.set_leader(PartitionIndex(position), leader));
             }
             Step::Truncate(position, count) => {
                 let log = &mut self.logs[position];
@@ -205,7 +205,7 @@ impl Play {
             Step::SetProducer => self.set_producer(),
             Step::Wait(millis) => {
                 self.queue.now += Duration::from_millis(millis.into());
-                if self.queue.gather.next_deadline().is_some_and(|deadline| deadline <= self.queue.now) {
+                if self.queue.accumulator.next_deadline().is_some_and(|deadline| deadline <= self.queue.now) {
                     self.queue.expire();
                 }
                 self.collect();
@@ -219,8 +219,8 @@ impl Play {
     }
 
     fn set_producer(&mut self) {
-        if self.queue.gather.needs_producer() {
-            self.awake.extend(self.queue.gather.set_producer(self.next_producer_id, self.setup.first_epoch));
+        if self.queue.accumulator.needs_producer() {
+            self.awake.extend(self.queue.accumulator.set_producer(self.next_producer_id, self.setup.first_epoch));
             self.next_producer_id += 1;
         }
     }
@@ -234,7 +234,7 @@ impl Play {
         self.due.remove(&broker);
         let (in_flight, encoded) = (&mut self.in_flight, &mut self.encoded);
         let (is_unclear, has_other_id) = (&mut self.is_unclear, &mut self.has_other_id);
-        let due = self.queue.gather.take(broker, now, usize::MAX, |batch| {
+        let due = self.queue.accumulator.take(broker, now, usize::MAX, |batch| {
             let position = batch.sending.partition.0;
             if batch.is_unchanged_retry {
                 assert_eq!(encoded[position].0, batch.producer, "a retry has the same sequence number");
@@ -267,7 +267,10 @@ impl Play {
         // Late responses to earlier sendings have no effect.
         for late in self.completed.clone() {
             let result = BatchResult::Stored(Some(0));
-            assert_eq!(self.queue.gather.complete(late, result, self.queue.now, &mut |_| panic!("ended twice")), None);
+            assert_eq!(
+                self.queue.accumulator.complete(late, result, self.queue.now, &mut |_| panic!("ended twice")),
+                None
+            );
         }
         let log = &mut self.logs[position];
         let result = match fate {
@@ -307,17 +310,17 @@ impl Play {
             assert_eq!(self.outcomes.insert(id, outcome), None, "message {id} ends once");
         }
         let remaining = self.deadlines.len() - self.outcomes.len();
-        assert_eq!(self.queue.gather.message_count(), remaining);
-        assert_eq!(self.queue.gather.is_empty(), remaining == 0 && self.in_flight.is_empty());
+        assert_eq!(self.queue.accumulator.message_count(), remaining);
+        assert_eq!(self.queue.accumulator.is_empty(), remaining == 0 && self.in_flight.is_empty());
     }
 
     /// Each partition that has a batch to send is sent one: its leader's sender is awake, or wakes at the latest at the
     /// end of the back-off, or a producer id will be requested.
     fn check_wake_ups(&self) {
-        for (position, partition) in self.queue.gather.partitions.iter().enumerate() {
+        for (position, partition) in self.queue.accumulator.partitions.iter().enumerate() {
             let Some(leader) = partition.leader.filter(|_| partition.has_batch_to_send()) else { continue };
-            if self.queue.gather.schedule.is_awaiting_producer(PartitionIndex(position)) {
-                assert!(self.queue.gather.needs_producer(), "partition {position} waits for a producer id");
+            if self.queue.accumulator.schedule.is_awaiting_producer(PartitionIndex(position)) {
+                assert!(self.queue.accumulator.needs_producer(), "partition {position} waits for a producer id");
                 continue;
             }
             let is_awake = self.awake.contains(&leader)
@@ -332,7 +335,7 @@ impl Play {
             self.step(Step::Leader(position, Some(position as BrokerId % BROKERS)));
         }
         let (started, mut rounds) = (self.queue.now, 0);
-        while !self.queue.gather.is_empty() {
+        while !self.queue.accumulator.is_empty() {
             rounds += 1;
             assert!(rounds < 2000, "the retries end");
             self.set_producer();
@@ -350,13 +353,13 @@ impl Play {
     /// Ends all messages, and the requests in flight.
     fn close(&mut self) {
         let ended = &mut self.queue.ended;
-        self.queue.gather.drain_all(&mut |(message, outcome)| ended.push((message.id, outcome)));
+        self.queue.accumulator.drain_all(&mut |(message, outcome)| ended.push((message.id, outcome)));
         while !self.in_flight.is_empty() {
             self.step(Step::Broker(0, Fate::TimedOut));
         }
         self.collect();
-        assert!(self.queue.gather.is_empty());
-        assert_eq!(self.queue.gather.next_deadline(), None);
+        assert!(self.queue.accumulator.is_empty());
+        assert_eq!(self.queue.accumulator.next_deadline(), None);
     }
 
     fn check(&mut self) {

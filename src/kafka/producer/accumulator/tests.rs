@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 mod bounds;
 /// The partition log as a broker keeps it.
 mod log;
+/// Producer ids and epochs.
+mod producer_ids;
 /// Random schedules of faults, checked against the logs.
 mod schedules;
 
@@ -21,7 +23,7 @@ struct Message {
     cost_bytes: usize,
 }
 
-impl Gathered for Message {
+impl QueuedMessage for Message {
     fn cost_bytes(&self) -> usize {
         self.cost_bytes
     }
@@ -35,7 +37,7 @@ impl Gathered for Message {
 type Sent = (PartitionIndex, i16, i32, Vec<u32>);
 
 struct TestQueue {
-    gather: Gather<u32, Message>,
+    accumulator: RecordAccumulator<u32, Message>,
     now: Instant,
     ended: Vec<(u32, Outcome)>,
     /// Latest sending of each partition.
@@ -52,15 +54,20 @@ impl TestQueue {
             max_retry_backoff: MAX_BACKOFF_FACTOR * BACKOFF,
             is_idempotent,
         };
-        TestQueue { gather: Gather::new(limits), now: Instant::now(), ended: Vec::new(), sendings: BTreeMap::new() }
+        TestQueue {
+            accumulator: RecordAccumulator::new(limits),
+            now: Instant::now(),
+            ended: Vec::new(),
+            sendings: BTreeMap::new(),
+        }
     }
 
     /// Returns a queue with producer id 7, and a partition that broker 1 leads.
     fn with_partition() -> (TestQueue, PartitionIndex) {
         let mut queue = TestQueue::new(true);
-        let partition = queue.gather.partition(0);
-        queue.gather.set_leader(partition, Some(1));
-        queue.gather.set_producer(7, 0);
+        let partition = queue.accumulator.partition(0);
+        queue.accumulator.set_leader(partition, Some(1));
+        queue.accumulator.set_producer(7, 0);
         (queue, partition)
     }
 
@@ -68,7 +75,7 @@ impl TestQueue {
     fn append(&mut self, partition: PartitionIndex, ids: impl IntoIterator<Item = u32>) {
         for id in ids {
             let message = Message { id, deadline: self.now + DELIVERY_TIMEOUT, cost_bytes: 10 };
-            self.gather.append(partition, message);
+            self.accumulator.append(partition, message);
         }
     }
 
@@ -78,7 +85,7 @@ impl TestQueue {
 
     fn take_until_due(&mut self, broker: BrokerId) -> (Vec<Sent>, Option<Instant>) {
         let mut sent = Vec::new();
-        let due = self.gather.take(broker, self.now, usize::MAX, |batch| {
+        let due = self.accumulator.take(broker, self.now, usize::MAX, |batch| {
             let ids = batch.messages.iter().flatten().map(|message| message.id).collect();
             self.sendings.insert(batch.sending.partition, batch.sending);
             sent.push((batch.sending.partition, batch.producer.epoch, batch.producer.base_sequence, ids));
@@ -89,12 +96,18 @@ impl TestQueue {
     /// Completes the latest sending of the partition.
     fn complete(&mut self, partition: PartitionIndex, result: BatchResult) -> Option<BrokerId> {
         let (ended, sending) = (&mut self.ended, self.sendings[&partition]);
-        self.gather.complete(sending, result, self.now, &mut |(message, outcome)| ended.push((message.id, outcome)))
+        self.accumulator
+            .complete(sending, result, self.now, &mut |(message, outcome)| ended.push((message.id, outcome)))
+    }
+
+    fn forget_producer(&mut self) {
+        let ended = &mut self.ended;
+        self.accumulator.forget_producer(&mut |(message, outcome)| ended.push((message.id, outcome)));
     }
 
     fn expire(&mut self) {
         let ended = &mut self.ended;
-        self.gather.expire(self.now, &mut |(message, outcome)| ended.push((message.id, outcome)));
+        self.accumulator.expire(self.now, &mut |(message, outcome)| ended.push((message.id, outcome)));
     }
 
     fn ended(&mut self) -> Vec<(u32, Outcome)> {
@@ -102,7 +115,7 @@ impl TestQueue {
     }
 
     fn producer_id(&self, partition: PartitionIndex) -> i64 {
-        self.gather.partitions[partition.0].producer.producer_id
+        self.accumulator.partitions[partition.0].producer.producer_id
     }
 }
 
@@ -112,13 +125,13 @@ const TIMED_OUT_UNKNOWN: Outcome = Outcome::TimedOut(Stored::Unknown);
 #[test]
 fn a_request_carries_one_batch_of_each_partition_that_the_broker_leads() {
     let mut queue = TestQueue::new(false);
-    let partitions: Vec<_> = (0..4).map(|name| queue.gather.partition(name)).collect();
+    let partitions: Vec<_> = (0..4).map(|name| queue.accumulator.partition(name)).collect();
     for (position, &partition) in partitions.iter().enumerate() {
-        assert_eq!(queue.gather.set_leader(partition, Some(position as BrokerId % 2)), None);
+        assert_eq!(queue.accumulator.set_leader(partition, Some(position as BrokerId % 2)), None);
     }
     let message = Message { id: 1, deadline: queue.now + DELIVERY_TIMEOUT, cost_bytes: 10 };
-    assert_eq!(queue.gather.append(partitions[0], message.clone()), Some(0));
-    assert_eq!(queue.gather.append(partitions[0], Message { id: 2, ..message }), None, "in the queue already");
+    assert_eq!(queue.accumulator.append(partitions[0], message.clone()), Some(0));
+    assert_eq!(queue.accumulator.append(partitions[0], Message { id: 2, ..message }), None, "in the queue already");
     queue.append(partitions[0], [3, 4]);
     queue.append(partitions[2], [20, 21]);
     queue.append(partitions[1], [10]);
@@ -144,12 +157,12 @@ fn a_request_carries_one_batch_of_each_partition_that_the_broker_leads() {
 #[test]
 fn other_messages_of_a_rejected_batch_are_retried_with_the_same_sequence_number() {
     let mut queue = TestQueue::new(true);
-    let partition = queue.gather.partition(0);
-    queue.gather.set_leader(partition, Some(1));
+    let partition = queue.accumulator.partition(0);
+    queue.accumulator.set_leader(partition, Some(1));
     queue.append(partition, 1..=4);
-    assert!(queue.gather.needs_producer());
+    assert!(queue.accumulator.needs_producer());
     assert_eq!(queue.take_until_due(1), (vec![], None), "no producer id yet");
-    assert_eq!(queue.gather.set_producer(7, 0), [1]);
+    assert_eq!(queue.accumulator.set_producer(7, 0), [1]);
     assert_eq!(queue.take(1), [(partition, 0, 0, vec![1, 2, 3])]);
     queue.complete(partition, BatchResult::Rejected(vec![1, 99], 87));
     assert_eq!(queue.ended(), [(2, Outcome::Rejected(87, Stored::No))]);
@@ -162,7 +175,7 @@ fn other_messages_of_a_rejected_batch_are_retried_with_the_same_sequence_number(
     assert_eq!(queue.take(1), [(partition, 0, 2, vec![4])]);
     queue.complete(partition, BatchResult::TooLarge(10));
     assert_eq!(queue.ended().last(), Some(&(4, Outcome::Rejected(10, Stored::No))));
-    assert!(queue.gather.is_empty() && !queue.gather.needs_producer());
+    assert!(queue.accumulator.is_empty() && !queue.accumulator.needs_producer());
 }
 
 #[test]
@@ -183,7 +196,7 @@ fn refusals_use_up_no_epoch_and_no_producer_id() {
         queue.complete(partition, BatchResult::Stored(None));
         assert_eq!(queue.ended(), [(4, Outcome::Appended(None))]);
     }
-    assert!(queue.gather.is_empty() && !queue.gather.needs_producer());
+    assert!(queue.accumulator.is_empty() && !queue.accumulator.needs_producer());
     assert_eq!(queue.producer_id(partition), 7);
 }
 
@@ -201,8 +214,8 @@ fn positions_that_are_not_in_the_batch_reject_all_messages() {
 #[test]
 fn after_a_batch_that_may_be_stored_the_partition_continues_with_the_next_epoch() {
     let (mut queue, partition) = TestQueue::with_partition();
-    let other = queue.gather.partition(1);
-    queue.gather.set_leader(other, Some(1));
+    let other = queue.accumulator.partition(1);
+    queue.accumulator.set_leader(other, Some(1));
     queue.append(partition, [1, 2]);
     queue.append(other, [10]);
     assert_eq!(queue.take(1), [(partition, 0, 0, vec![1, 2]), (other, 0, 0, vec![10])]);
@@ -211,7 +224,7 @@ fn after_a_batch_that_may_be_stored_the_partition_continues_with_the_next_epoch(
     assert_eq!(queue.complete(partition, BatchResult::MaybeStored), Some(1));
     assert_eq!(queue.take_until_due(1), (vec![], Some(queue.now + BACKOFF)), "no retry before the end of the back-off");
     queue.now += BACKOFF;
-    assert_eq!(queue.gather.set_leader(partition, Some(2)), Some(2));
+    assert_eq!(queue.accumulator.set_leader(partition, Some(2)), Some(2));
     assert_eq!(queue.take_until_due(1), (vec![], None));
     assert_eq!(queue.take(2), [(partition, 0, 0, vec![1, 2])], "unchanged, without the message 3");
     queue.complete(partition, BatchResult::MaybeStored);
@@ -219,7 +232,7 @@ fn after_a_batch_that_may_be_stored_the_partition_continues_with_the_next_epoch(
     queue.expire();
     let unknown = TIMED_OUT_UNKNOWN;
     assert_eq!(queue.ended()[1..], [(1, unknown.clone()), (2, unknown), (3, TIMED_OUT_NO)]);
-    assert!(!queue.gather.needs_producer(), "the next epoch needs no request");
+    assert!(!queue.accumulator.needs_producer(), "the next epoch needs no request");
     queue.append(partition, [4]);
     queue.append(other, [11]);
     assert_eq!(queue.take(2), [(partition, 1, 0, vec![4])]);
@@ -244,22 +257,22 @@ fn a_batch_that_is_confirmed_after_its_messages_expired_costs_no_epoch() {
     assert_eq!(queue.ended(), [1, 2].map(|id| (id, TIMED_OUT_UNKNOWN)));
     queue.append(partition, [3]);
     assert_eq!(queue.take(1), [], "the batch is still in flight");
-    assert!(!queue.gather.is_empty());
+    assert!(!queue.accumulator.is_empty());
     assert_eq!(queue.complete(partition, BatchResult::Stored(None)), Some(1));
     assert_eq!(queue.take(1), [(partition, 0, 2, vec![3])]);
     queue.complete(partition, BatchResult::Stored(None));
     assert_eq!(queue.ended(), [(3, Outcome::Appended(None))]);
-    assert!(queue.gather.is_empty());
+    assert!(queue.accumulator.is_empty());
 }
 
 #[test]
 fn the_epochs_of_one_partition_can_be_used_up_without_effect_on_others() {
     let (mut queue, partition) = TestQueue::with_partition();
-    let other = queue.gather.partition(1);
-    queue.gather.set_leader(other, Some(1));
+    let other = queue.accumulator.partition(1);
+    queue.accumulator.set_leader(other, Some(1));
     let mut requested_at = None;
     for round in 0..=33_000 {
-        if queue.gather.needs_producer() && requested_at.is_none() {
+        if queue.accumulator.needs_producer() && requested_at.is_none() {
             requested_at = Some(round);
         }
         // The new id arrives a little later than it is needed.
@@ -267,8 +280,8 @@ fn the_epochs_of_one_partition_can_be_used_up_without_effect_on_others() {
             queue.append(other, [9]);
             assert_eq!(queue.take(1), [(other, 0, 0, vec![9])]);
             queue.complete(other, BatchResult::Stored(None));
-            assert!(queue.gather.set_producer(8, 0).is_empty(), "no partition waits for it");
-            assert!(!queue.gather.needs_producer());
+            assert!(queue.accumulator.set_producer(8, 0).is_empty(), "no partition waits for it");
+            assert!(!queue.accumulator.needs_producer());
         }
         queue.append(partition, [round]);
         let epoch = if round < 32_768 { round } else { round - 32_768 };
@@ -283,15 +296,15 @@ fn the_epochs_of_one_partition_can_be_used_up_without_effect_on_others() {
     queue.append(other, [1]);
     queue.now += BACKOFF;
     assert_eq!(queue.take(1), [(other, 0, 1, vec![1])]);
-    assert!(!queue.gather.needs_producer());
+    assert!(!queue.accumulator.needs_producer());
 }
 
 #[test]
 fn a_partition_without_epochs_waits_for_a_new_producer_id() {
     let (mut queue, partition) = TestQueue::with_partition();
-    let other = queue.gather.partition(1);
-    queue.gather.set_leader(other, Some(2));
-    queue.gather.set_producer(8, i16::MAX);
+    let other = queue.accumulator.partition(1);
+    queue.accumulator.set_leader(other, Some(2));
+    queue.accumulator.set_producer(8, i16::MAX);
     queue.append(partition, [1]);
     assert_eq!(queue.take(1), [(partition, i16::MAX, 0, vec![1])]);
     queue.complete(partition, BatchResult::MaybeStored);
@@ -299,14 +312,14 @@ fn a_partition_without_epochs_waits_for_a_new_producer_id() {
     queue.expire();
     queue.append(partition, [2]);
     assert_eq!(queue.take_until_due(1), (vec![], None));
-    assert!(queue.gather.needs_producer());
+    assert!(queue.accumulator.needs_producer());
     queue.append(other, [3]);
     assert_eq!(queue.take(2), [(other, i16::MAX, 0, vec![3])], "another partition can use the id");
-    queue.gather.set_leader(partition, Some(3));
-    assert_eq!(queue.gather.set_producer(8, 0), [3]);
+    queue.accumulator.set_leader(partition, Some(3));
+    assert_eq!(queue.accumulator.set_producer(8, 0), [3]);
     assert_eq!(queue.take(3), [], "not the id without epochs");
-    assert!(queue.gather.needs_producer());
-    assert_eq!(queue.gather.set_producer(9, 0), [3]);
+    assert!(queue.accumulator.needs_producer());
+    assert_eq!(queue.accumulator.set_producer(9, 0), [3]);
     assert_eq!(queue.take(3), [(partition, 0, 0, vec![2])]);
 }
 
@@ -319,20 +332,20 @@ fn an_unknown_producer_gets_the_next_epoch_and_then_another_id() {
     queue.append(partition, [2]);
     assert_eq!(queue.take(1), [(partition, 0, 1, vec![2])]);
     queue.complete(partition, BatchResult::UnknownProducer);
-    assert!(!queue.gather.needs_producer());
+    assert!(!queue.accumulator.needs_producer());
     queue.now += BACKOFF;
     assert_eq!(queue.take(1), [(partition, 1, 0, vec![2])]);
     queue.complete(partition, BatchResult::UnknownProducer);
-    assert!(queue.gather.needs_producer(), "a new epoch with sequence number 0 did not help");
+    assert!(queue.accumulator.needs_producer(), "a new epoch with sequence number 0 did not help");
     queue.now += 2 * BACKOFF;
     assert_eq!(queue.take(1), []);
-    assert_eq!(queue.gather.set_producer(8, 0), [1]);
+    assert_eq!(queue.accumulator.set_producer(8, 0), [1]);
     assert_eq!(queue.take(1), [(partition, 0, 0, vec![2])]);
     queue.complete(partition, BatchResult::Stored(None));
     queue.append(partition, [3]);
     assert_eq!(queue.take(1), [(partition, 0, 1, vec![3])]);
     queue.complete(partition, BatchResult::InvalidProducerEpoch);
-    assert!(queue.gather.needs_producer(), "the next epoch may be in use");
+    assert!(queue.accumulator.needs_producer(), "the next epoch may be in use");
     assert_eq!(queue.ended(), [1, 2].map(|id| (id, Outcome::Appended(None))));
 }
 
@@ -347,7 +360,7 @@ fn a_producer_error_ends_a_batch_that_may_be_stored() {
         assert_eq!(queue.take(1).len(), 1);
         queue.complete(partition, result);
         assert_eq!(queue.ended(), [(1, Outcome::Rejected(code, Stored::Unknown))]);
-        assert!(queue.gather.is_empty());
+        assert!(queue.accumulator.is_empty());
     }
 }
 
@@ -356,8 +369,8 @@ fn the_backoff_doubles_up_to_a_limit_and_ends_with_a_success() {
     // Without idempotence an error about the producer id is a failure as any other.
     for failure in [BatchResult::NotStored, BatchResult::UnknownProducer, BatchResult::InvalidProducerEpoch] {
         let mut queue = TestQueue::new(false);
-        let partition = queue.gather.partition(0);
-        queue.gather.set_leader(partition, Some(1));
+        let partition = queue.accumulator.partition(0);
+        queue.accumulator.set_leader(partition, Some(1));
         queue.append(partition, [1]);
         for factor in [1, 2, 4, 8, 8, 8] {
             assert!(factor <= MAX_BACKOFF_FACTOR);
@@ -388,39 +401,9 @@ fn another_leader_shortens_the_backoff_to_that_of_a_first_failure() {
         }
     }
     queue.take(1);
-    assert_eq!(queue.gather.set_leader(partition, Some(2)), Some(2));
+    assert_eq!(queue.accumulator.set_leader(partition, Some(2)), Some(2));
     assert_eq!(queue.take(2), [(partition, 0, 0, vec![1])], "3 of 4 back-offs have passed, one is enough");
     queue.complete(partition, BatchResult::MaybeStored);
-    queue.gather.set_leader(partition, Some(1));
+    queue.accumulator.set_leader(partition, Some(1));
     assert_eq!(queue.take_until_due(1), (vec![], Some(queue.now + BACKOFF)));
-}
-
-#[test]
-fn a_partition_that_is_removed_and_added_again_has_another_producer_id_and_others_keep_theirs() {
-    let (mut queue, removed) = TestQueue::with_partition();
-    let other = queue.gather.partition(1);
-    queue.gather.set_leader(other, Some(1));
-    for partition in [removed, other] {
-        queue.append(partition, [1]);
-        assert_eq!(queue.take(1), [(partition, 0, 0, vec![1])]);
-        assert!(!queue.gather.is_removable(partition), "a batch is in flight");
-        queue.gather.remove(&(partition.0 as u32));
-        queue.complete(partition, BatchResult::Stored(Some(0)));
-    }
-    assert!(queue.gather.is_removable(removed));
-    queue.gather.remove(&0);
-    queue.gather.remove(&0);
-    queue.gather.remove(&9);
-    // A late response to an earlier batch concerns nothing any more.
-    queue.complete(removed, BatchResult::MaybeStored);
-    let again = queue.gather.partition(2);
-    assert_eq!((again, queue.gather.partition(0).0), (removed, 2), "the place is used once");
-    queue.gather.set_leader(again, Some(1));
-    queue.append(again, [3]);
-    queue.append(other, [2]);
-    assert_eq!(queue.take(1), [(other, 0, 1, vec![2])]);
-    assert!(queue.gather.needs_producer() && !queue.gather.is_removable(again));
-    assert_eq!(queue.gather.set_producer(8, 0), [1]);
-    assert_eq!(queue.take(1), [(again, 0, 0, vec![3])]);
-    assert_eq!((queue.producer_id(other), queue.producer_id(again)), (7, 8));
 }

@@ -55,7 +55,7 @@ fn a_retry_of_a_batch_that_may_be_stored_contains_the_messages_that_have_ended()
     queue.expire();
     assert_eq!(queue.ended(), [(1, TIMED_OUT_UNKNOWN)]);
     let mut retried = None;
-    queue.gather.take(1, queue.now, usize::MAX, |batch| {
+    queue.accumulator.take(1, queue.now, usize::MAX, |batch| {
         let ids: Vec<_> = batch.messages.iter().map(|message| message.as_ref().map(|message| message.id)).collect();
         retried = Some((batch.sending, ids, batch.is_unchanged_retry));
     });
@@ -74,7 +74,7 @@ fn sequence_numbers_continue_at_zero_after_the_largest() {
     queue.append(partition, [1]);
     queue.take(1);
     queue.complete(partition, BatchResult::Stored(None));
-    queue.gather.partitions[partition.0].producer.base_sequence = i32::MAX - 1;
+    queue.accumulator.partitions[partition.0].producer.base_sequence = i32::MAX - 1;
     queue.append(partition, [2, 3, 4]);
     assert_eq!(queue.take(1), [(partition, 0, i32::MAX - 1, vec![2, 3, 4])]);
     queue.complete(partition, BatchResult::Stored(None));
@@ -86,17 +86,17 @@ fn sequence_numbers_continue_at_zero_after_the_largest() {
 fn deadlines_may_differ_between_partitions() {
     let mut queue = TestQueue::new(false);
     let start = queue.now;
-    assert_eq!(queue.gather.next_deadline(), None);
+    assert_eq!(queue.accumulator.next_deadline(), None);
     for (name, seconds) in [(0, [5, 6, 30]), (1, [1, 7, 8]), (2, [3, 3, 3])] {
-        let partition = queue.gather.partition(name);
+        let partition = queue.accumulator.partition(name);
         for (position, seconds) in seconds.into_iter().enumerate() {
             let id = name * 10 + position as u32;
             let message = Message { id, deadline: start + Duration::from_secs(seconds), cost_bytes: 10 };
-            queue.gather.append(partition, message);
+            queue.accumulator.append(partition, message);
         }
     }
     let mut expired = Vec::new();
-    while let Some(deadline) = queue.gather.next_deadline() {
+    while let Some(deadline) = queue.accumulator.next_deadline() {
         assert!(deadline > queue.now, "the time does not stand still");
         queue.now = deadline;
         queue.expire();
@@ -115,7 +115,7 @@ struct Counted<'a> {
     lookups: &'a Cell<usize>,
 }
 
-impl Gathered for Counted<'_> {
+impl QueuedMessage for Counted<'_> {
     fn cost_bytes(&self) -> usize {
         10
     }
@@ -136,22 +136,22 @@ fn an_expiry_visits_only_the_partitions_with_messages_that_are_due() {
         max_retry_backoff: 8 * BACKOFF,
         is_idempotent: false,
     };
-    let mut gather = Gather::new(limits);
+    let mut accumulator = RecordAccumulator::new(limits);
     for name in 0..10_000_u64 {
-        let partition = gather.partition(name);
+        let partition = accumulator.partition(name);
         for position in 0..5 {
             let deadline = now + Duration::from_secs(name + position);
-            gather.append(partition, Counted { deadline, lookups: &lookups });
+            accumulator.append(partition, Counted { deadline, lookups: &lookups });
         }
     }
     assert!(lookups.replace(0) <= 50_000, "append looks the deadline up once");
     let mut ended = 0;
-    assert_eq!(gather.next_deadline(), Some(now));
-    gather.expire(now, &mut |_| ended += 1);
-    assert_eq!((ended, gather.next_deadline()), (1, Some(now + Duration::from_secs(1))));
+    assert_eq!(accumulator.next_deadline(), Some(now));
+    accumulator.expire(now, &mut |_| ended += 1);
+    assert_eq!((ended, accumulator.next_deadline()), (1, Some(now + Duration::from_secs(1))));
     for _ in 0..1000 {
-        gather.expire(now, &mut |_| ended += 1);
-        gather.next_deadline();
+        accumulator.expire(now, &mut |_| ended += 1);
+        accumulator.next_deadline();
     }
     assert_eq!(ended, 1);
     assert!(lookups.get() < 10, "{} look-ups", lookups.get());
@@ -167,14 +167,14 @@ fn deadlines_of_confirmed_messages_leave_at_most_one_entry_for_each_partition() 
         queue.complete(partition, BatchResult::Stored(None));
         queue.now += Duration::from_millis(1);
     }
-    assert_eq!((queue.gather.deadlines.len(), queue.gather.next_deadline()), (1, None));
+    assert_eq!((queue.accumulator.deadlines.len(), queue.accumulator.next_deadline()), (1, None));
     queue.append(partition, [0]);
-    assert_eq!(queue.gather.next_deadline(), Some(start + DELIVERY_TIMEOUT), "earlier than necessary, once");
+    assert_eq!(queue.accumulator.next_deadline(), Some(start + DELIVERY_TIMEOUT), "earlier than necessary, once");
     queue.now = start + DELIVERY_TIMEOUT;
     queue.ended();
     queue.expire();
     assert_eq!(queue.ended(), []);
-    assert_eq!(queue.gather.next_deadline(), Some(start + Duration::from_secs(10) + DELIVERY_TIMEOUT));
+    assert_eq!(queue.accumulator.next_deadline(), Some(start + Duration::from_secs(10) + DELIVERY_TIMEOUT));
 }
 
 #[test]
@@ -182,9 +182,9 @@ fn partitions_in_backoff_do_not_slow_down_the_requests_of_others() {
     const PARTITIONS: u32 = 20_000;
     let mut queue = TestQueue::new(false);
     let started = Instant::now();
-    let partitions: Vec<_> = (0..PARTITIONS).map(|name| queue.gather.partition(name)).collect();
+    let partitions: Vec<_> = (0..PARTITIONS).map(|name| queue.accumulator.partition(name)).collect();
     for &partition in &partitions {
-        queue.gather.set_leader(partition, Some(1));
+        queue.accumulator.set_leader(partition, Some(1));
         queue.append(partition, [1]);
     }
     let mut requests = 0;
@@ -214,13 +214,13 @@ fn a_change_of_the_leader_moves_the_partition_to_the_queue_of_the_new_leader() {
     let (mut queue, partition) = TestQueue::with_partition();
     queue.append(partition, [1]);
     for round in 0..1000 {
-        assert_eq!(queue.gather.set_leader(partition, None), None);
-        assert_eq!(queue.gather.set_leader(partition, Some(1 + round % 2)), Some(1 + round % 2));
+        assert_eq!(queue.accumulator.set_leader(partition, None), None);
+        assert_eq!(queue.accumulator.set_leader(partition, Some(1 + round % 2)), Some(1 + round % 2));
     }
-    assert_eq!(queue.gather.set_leader(partition, Some(2)), None, "no change");
+    assert_eq!(queue.accumulator.set_leader(partition, Some(2)), None, "no change");
     assert_eq!(queue.take(1), []);
     assert_eq!(queue.take(2), [(partition, 0, 0, vec![1])]);
-    assert_eq!(queue.gather.set_leader(partition, Some(1)), None, "in flight");
+    assert_eq!(queue.accumulator.set_leader(partition, Some(1)), None, "in flight");
     assert_eq!(queue.take(1), []);
     assert_eq!(queue.complete(partition, BatchResult::NotStored), Some(1));
 }
@@ -228,10 +228,10 @@ fn a_change_of_the_leader_moves_the_partition_to_the_queue_of_the_new_leader() {
 #[test]
 fn at_the_close_all_messages_end_and_state_whether_they_may_be_stored() {
     let mut queue = TestQueue::new(true);
-    queue.gather.set_producer(7, 0);
-    let partitions: Vec<_> = (0..4).map(|name| queue.gather.partition(name)).collect();
+    queue.accumulator.set_producer(7, 0);
+    let partitions: Vec<_> = (0..4).map(|name| queue.accumulator.partition(name)).collect();
     for (position, &partition) in partitions.iter().enumerate() {
-        queue.gather.set_leader(partition, Some(position as BrokerId));
+        queue.accumulator.set_leader(partition, Some(position as BrokerId));
         queue.append(partition, [position as u32 * 10]);
     }
     // 0: in flight; 1: may be stored and waits for a retry; 2: not stored and waits; 3: never sent.
@@ -241,16 +241,16 @@ fn at_the_close_all_messages_end_and_state_whether_they_may_be_stored() {
     queue.append(partitions[0], [1]);
     queue.complete(partitions[1], BatchResult::MaybeStored);
     queue.complete(partitions[2], BatchResult::NotStored);
-    assert_eq!(queue.gather.message_count(), 5);
+    assert_eq!(queue.accumulator.message_count(), 5);
     let ended = &mut queue.ended;
-    queue.gather.drain_all(&mut |(message, outcome)| ended.push((message.id, outcome)));
+    queue.accumulator.drain_all(&mut |(message, outcome)| ended.push((message.id, outcome)));
     let (no, unknown) = (TIMED_OUT_NO, TIMED_OUT_UNKNOWN);
     let expected = [(0, unknown.clone()), (1, no.clone()), (10, unknown), (20, no.clone()), (30, no)];
     assert_eq!(queue.ended(), expected);
-    assert_eq!((queue.gather.message_count(), queue.gather.next_deadline()), (0, None));
-    assert!(!queue.gather.is_empty(), "a batch is in flight");
+    assert_eq!((queue.accumulator.message_count(), queue.accumulator.next_deadline()), (0, None));
+    assert!(!queue.accumulator.is_empty(), "a batch is in flight");
     assert_eq!(queue.complete(partitions[0], BatchResult::MaybeStored), None);
-    assert!(queue.gather.is_empty());
+    assert!(queue.accumulator.is_empty());
     queue.now += DELIVERY_TIMEOUT / 2;
     (0..4).for_each(|broker| assert_eq!(queue.take_until_due(broker), (vec![], None)));
     queue.append(partitions[0], [50]);
@@ -262,26 +262,26 @@ fn at_the_close_all_messages_end_and_state_whether_they_may_be_stored() {
 #[test]
 fn a_topic_and_a_quota_bound_the_batches_and_no_message_is_too_large_alone() {
     let (mut queue, partition) = TestQueue::with_partition();
-    queue.gather.set_max_batch_bytes(partition, HEADER_BYTES + 20);
+    queue.accumulator.set_max_batch_bytes(partition, HEADER_BYTES + 20);
     queue.append(partition, 1..=6);
     assert_eq!(queue.take(1), [(partition, 0, 0, vec![1, 2])], "the topic accepts 20 bytes of records");
     queue.complete(partition, BatchResult::Stored(Some(0)));
     let mut sent = Vec::new();
-    queue.gather.take(1, queue.now, 5, |batch| {
+    queue.accumulator.take(1, queue.now, 5, |batch| {
         sent.extend(batch.messages.iter().flatten().map(|message| message.id));
         queue.sendings.insert(partition, batch.sending);
     });
     assert_eq!(sent, [3], "a quota suggests 5 bytes");
     queue.complete(partition, BatchResult::Stored(Some(2)));
-    queue.gather.set_max_batch_bytes(partition, usize::MAX);
+    queue.accumulator.set_max_batch_bytes(partition, usize::MAX);
     assert_eq!(queue.take(1), [(partition, 0, 3, vec![4, 5, 6])]);
 }
 
 #[test]
 fn messages_that_wait_can_end_before_their_deadlines_and_those_in_flight_cannot() {
     let (mut queue, partition) = TestQueue::with_partition();
-    let other = queue.gather.partition(1);
-    queue.gather.set_leader(other, Some(2));
+    let other = queue.accumulator.partition(1);
+    queue.accumulator.set_leader(other, Some(2));
     queue.append(partition, [1]);
     queue.take(1);
     queue.append(partition, [2]);
@@ -289,18 +289,18 @@ fn messages_that_wait_can_end_before_their_deadlines_and_those_in_flight_cannot(
     let deadline = queue.now + DELIVERY_TIMEOUT;
     queue.now += BACKOFF;
     queue.append(partition, [3]);
-    assert_eq!((queue.gather.waiting_bytes(1), queue.gather.waiting_bytes(2)), (20, 10));
+    assert_eq!((queue.accumulator.waiting_bytes(1), queue.accumulator.waiting_bytes(2)), (20, 10));
     let ended = &mut queue.ended;
     let mut end = |(message, outcome): EndedMessage<Message>| ended.push((message.id, outcome));
-    queue.gather.expire_waiting(1, deadline, &mut end);
-    queue.gather.expire_waiting(1, deadline + BACKOFF / 2, &mut end);
+    queue.accumulator.expire_waiting(1, deadline, &mut end);
+    queue.accumulator.expire_waiting(1, deadline + BACKOFF / 2, &mut end);
     assert_eq!(queue.ended(), [(2, TIMED_OUT_NO)]);
-    assert_eq!(queue.gather.message_count(), 3);
+    assert_eq!(queue.accumulator.message_count(), 3);
     queue.complete(partition, BatchResult::Stored(Some(0)));
     assert_eq!(queue.take(1), [(partition, 0, 1, vec![3])]);
     queue.complete(partition, BatchResult::Stored(Some(1)));
     queue.now = deadline;
     queue.expire();
     assert_eq!(queue.ended().len(), 3, "1 and 3 are stored, 10 has expired");
-    assert!(queue.gather.is_empty());
+    assert!(queue.accumulator.is_empty());
 }
