@@ -44,6 +44,6 @@ fn a_commit_that_is_refused_at_once_is_repeated_soon() {
     let wait = group.next_early_store - before;
     assert!(EARLY_INTERVAL <= wait && wait < MAX_CALL / 2, "{wait:?}");
     brokers.lock().unwrap().refusal = None;
-    group.store(StoreScope::Early).unwrap();
+    group.store(StoreScope::All).unwrap();
     assert_eq!(brokers.lock().unwrap().offsets[&0].offset, 10);
 }
