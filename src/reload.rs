@@ -60,14 +60,13 @@ impl Reloads {
         let mut actions = mem::take(&mut *lock(&self.actions));
         for (what, action) in &mut actions {
             let outcome = panics::catch(action).unwrap_or_else(|text| Err(format!("panicked: {text}")));
-            lock(&self.failures).retain(|(failed, _)| failed != what);
-            match outcome {
+            match &outcome {
                 Ok(loaded) => info!("{what} reloaded: {loaded}"),
-                Err(why) => {
-                    error!("{what} could not be reloaded, the previous state stays in force: {why}");
-                    lock(&self.failures).push((what, why));
-                }
+                Err(why) => error!("{what} could not be reloaded, the previous state stays in force: {why}"),
             }
+            let mut failures = lock(&self.failures);
+            failures.retain(|(failed, _)| failed != what);
+            failures.extend(outcome.err().map(|why| (*what, why)));
         }
         lock(&self.actions).splice(0..0, actions);
     }

@@ -345,13 +345,13 @@ impl Poller {
     }
 
     /// The time of three cycles, for which a number is fresh even if they take long or come rarely; at least until it
-    /// is due to be read again. Time that was waited for nothing does not count.
+    /// is read again after a reading that failed. Time that was waited for nothing does not count.
     fn three_cycles(&self) -> Duration {
         let Memory { last_cycle, cycle_began, waited, is_cut, .. } = self.memory;
         let present = cycle_began.map(|began| began.elapsed().saturating_sub(waited));
         let present = present.filter(|_| !is_cut);
         let cycle = last_cycle.max(present).unwrap_or_default();
-        (cycle.max(self.interval) * 3).min(MAX_FRESH).max(self.interval)
+        (cycle.max(self.interval) * 3).min(MAX_FRESH).max(self.interval * 2)
     }
 }
 

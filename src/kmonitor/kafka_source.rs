@@ -1,7 +1,7 @@
 //! Reads modules from Kafka: consumer groups, their committed offsets and their members.
 //!
 //! A broker that does not respond costs its own groups only, and one wait: for [`SILENT_PAUSE`] it is not asked again,
-//! whatever for.
+//! whatever for. One that only describes its groups too slowly is still asked for lists and offsets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,8 +25,17 @@ pub(super) struct KafkaSource {
     client: Client<dyn GroupReader>,
     /// The brokers that did not respond, and when the next request may be sent to them.
     silent: BTreeMap<i32, Instant>,
+    /// The same for the brokers that did not describe their groups.
+    silent_about_members: BTreeMap<i32, Instant>,
     /// Number of requests sent so far, as far as they can be counted here.
     pub request_count: u64,
+}
+
+/// What coordinators are asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Offsets,
+    Members,
 }
 
 /// The groups of a cluster.
@@ -41,7 +50,12 @@ pub(super) struct KafkaGroups {
 impl KafkaSource {
     /// Makes a source without a Kafka client; the first request calls `connect`.
     pub(super) fn new(connect: Connect<dyn GroupReader>) -> Self {
-        KafkaSource { client: Client::new(connect), silent: BTreeMap::new(), request_count: 0 }
+        KafkaSource {
+            client: Client::new(connect),
+            silent: BTreeMap::new(),
+            silent_about_members: BTreeMap::new(),
+            request_count: 0,
+        }
     }
 
     /// Lists the groups for which `is_wanted`.
@@ -54,6 +68,7 @@ impl KafkaSource {
             // The next list is requested by a new client, perhaps from other addresses.
             self.client.forget();
             self.silent.clear();
+            self.silent_about_members.clear();
             return Err(failure.clone());
         }
         let retry_at = Instant::now() + SILENT_PAUSE;
@@ -73,13 +88,13 @@ impl KafkaSource {
         groups: &[Arc<str>],
         names: &mut NameInterner,
     ) -> Vec<Result<Option<ModuleReading>, String>> {
-        let found = self.ask(groups, |reader, groups, deadline| reader.committed(groups, deadline));
+        let found = self.ask(Asked::Offsets, groups, |reader, groups, deadline| reader.committed(groups, deadline));
         found.into_iter().map(|offsets| module_of(offsets, names)).collect()
     }
 
     /// Reads the members of groups, in the order of `groups`.
     pub(super) fn describe(&mut self, groups: &[Arc<str>]) -> Vec<Option<GroupDescription>> {
-        let found = self.ask(groups, |reader, groups, deadline| reader.describe(groups, deadline));
+        let found = self.ask(Asked::Members, groups, |reader, groups, deadline| reader.describe(groups, deadline));
         found.into_iter().map(Result::ok).collect()
     }
 
@@ -87,10 +102,11 @@ impl KafkaSource {
     /// `groups`.
     fn ask<T>(
         &mut self,
+        asked_for: Asked,
         groups: &[Arc<str>],
         request: impl FnOnce(&mut dyn GroupReader, &[Arc<str>], Instant) -> Vec<Result<T, MetadataError>>,
     ) -> Vec<Result<T, MetadataError>> {
-        let silent = |broker| {
+        let does_not_respond = |broker| {
             let reason = format!("broker {broker}, which coordinates the group, does not respond");
             Err(MetadataError::Unreachable(reason))
         };
@@ -98,10 +114,14 @@ impl KafkaSource {
             return groups.iter().map(|_| Err(MetadataError::Unreachable("no broker responds".to_owned()))).collect();
         };
         let began = Instant::now();
-        let resting = resting(&self.silent, began);
+        let mut resting = resting(&self.silent, began);
+        if asked_for == Asked::Members {
+            resting.extend(self::resting(&self.silent_about_members, began));
+        }
         // After the pause the groups may have another coordinator.
         let doubtful = self.silent.keys().filter(|broker| !resting.contains(broker)).copied().collect();
-        let coordinators = reader.coordinators(groups, &doubtful, began + TIMEOUT);
+        // The rest of the time is left for the request.
+        let coordinators = reader.coordinators(groups, &doubtful, began + TIMEOUT / 2);
         let resting_of = |index: usize| coordinators[index].filter(|broker| resting.contains(broker));
         let asked: Vec<usize> = (0..groups.len()).filter(|index| resting_of(*index).is_none()).collect();
         let names: Vec<Arc<str>> = asked.iter().map(|index| Arc::clone(&groups[*index])).collect();
@@ -109,15 +129,19 @@ impl KafkaSource {
         let found = if names.is_empty() { Vec::new() } else { request(reader, &names, began + TIMEOUT) };
         let retry_at = Instant::now() + SILENT_PAUSE;
         let (mut responding, mut unreachable) = (BTreeSet::new(), BTreeSet::new());
-        let mut results: Vec<_> = (0..groups.len()).map(|index| resting_of(index).map(silent)).collect();
+        let mut results: Vec<_> = (0..groups.len()).map(|index| resting_of(index).map(does_not_respond)).collect();
         for (index, result) in asked.into_iter().zip(found) {
             let list =
                 if matches!(result, Err(MetadataError::Unreachable(_))) { &mut unreachable } else { &mut responding };
             list.extend(coordinators[index]);
             results[index] = Some(result);
         }
-        self.silent.extend(unreachable.into_iter().map(|broker| (broker, retry_at)));
-        self.silent.retain(|broker, _| !responding.contains(broker));
+        let silent = match asked_for {
+            Asked::Offsets => &mut self.silent,
+            Asked::Members => &mut self.silent_about_members,
+        };
+        silent.extend(unreachable.into_iter().map(|broker| (broker, retry_at)));
+        silent.retain(|broker, _| !responding.contains(broker));
         let missing = || Err(MetadataError::Unreachable("no response".to_owned()));
         results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
     }

@@ -199,7 +199,10 @@ impl Output<'_> {
         if wanted <= self.plain.capacity() {
             return Ok(());
         }
-        let capacity = wanted.max(2 * self.plain.capacity()).min(self.limit.max_bytes + 1);
+        let doubled = wanted.max(2 * self.plain.capacity()).min(self.limit.max_bytes + 1);
+        // Where double the room would exceed the whole budget, what is needed may still fit.
+        let fits = self.base_bytes + doubled <= self.lease.max();
+        let capacity = if fits { doubled } else { wanted };
         lease_memory(self.lease, self.base_bytes + capacity, "the request with its decoded body")
             .map_err(DecodeError::Refused)?;
         self.plain.reserve_exact(capacity - self.plain.len());

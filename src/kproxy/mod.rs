@@ -61,6 +61,7 @@ use crate::daemon::raise_open_files;
 use crate::heap;
 use crate::http::{ByteBudget, Handler, Listen, Server, ServerConfig, ServerLimits, ServerMetrics, Tls, WriteLimits};
 use crate::metrics::Registry;
+use crate::panics;
 use crate::reload::Reloads;
 use crate::shutdown::Stop;
 use crate::supervise::Supervisor;
@@ -192,7 +193,7 @@ fn reload_certificates(tls: Option<Tls>, registry: &Registry, reloads: &Reloads)
     let stale = stale.with_label_values::<&str>(&[]);
     if let Some(tls) = tls {
         reloads.add("tls", move || {
-            let outcome = tls.reload();
+            let outcome = panics::catch(|| tls.reload()).unwrap_or_else(|text| Err(format!("panicked: {text}")));
             stale.set(i64::from(outcome.is_err()));
             outcome
         });

@@ -196,6 +196,7 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             self.rules_time = (self.rules_time * 2).min(MAX_LOOKUP_TIME);
         } else {
             self.rules_pause = MIN_RULES_PAUSE;
+            self.rules_time = (started.elapsed() * 2).clamp(RULES_TIME, MAX_LOOKUP_TIME);
         }
         let now = Instant::now();
         for topic in topics {
@@ -234,11 +235,14 @@ impl<C: Completion, E: ProducerEngine<C>, M: MetadataClient> MetadataLoop<C, E, 
             self.gate.state.lookup_count.fetch_add(topics.len() as u64, Ordering::Relaxed);
             match self.client.look_up(&topics, wait) {
                 Ok(answers) => {
-                    self.lookup_size = (self.lookup_size * 2).min(MAX_LOOKED_UP_AT_ONCE);
+                    // Slowly, so that a size that failed does not come back at once.
+                    self.lookup_size = (self.lookup_size + self.lookup_size.div_ceil(8)).min(MAX_LOOKED_UP_AT_ONCE);
                     self.gate.handle_answers(answers);
                 }
                 // Appends with later deadlines may still get an answer.
-                Err(_) if wait < self.max_wait && started.elapsed() >= wait => {}
+                Err(_) if wait < self.max_wait && started.elapsed() >= wait => {
+                    self.lookup_size = (self.lookup_size / 2).max(1);
+                }
                 Err(reason) => {
                     self.lookup_size = (self.lookup_size / 2).max(1);
                     // One request without a response is enough for all topics that are due.

@@ -77,7 +77,11 @@ impl<W> TopicTable<W> {
                 known.missing_since = None;
                 missing()
             }
-            LookupAnswer::Unreachable(reason) => LookupResult::Unreachable(reason),
+            LookupAnswer::Unreachable(reason) => {
+                // Brokers that come back may not know their topics yet.
+                known.missing_since = None;
+                LookupResult::Unreachable(reason)
+            }
         };
         if waiting.is_empty() {
             return None;

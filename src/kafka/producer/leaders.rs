@@ -66,16 +66,22 @@ impl ClusterView {
         self.topics.get_mut(topic).is_some_and(|topic| topic.change_limit(change))
     }
 
+    /// Whether a response with this cluster id changes the known one.
+    pub(super) fn is_other_cluster(&self, id: Option<&str>) -> bool {
+        id.is_some() && self.cluster_id.as_deref() != id
+    }
+
     /// Takes over the cluster id of a response, before the rest of it; returns whether it is another cluster than
     /// before.
     pub(super) fn enter_cluster(&mut self, id: Option<&str>) -> bool {
-        let Some(id) = id.filter(|id| self.cluster_id.as_deref() != Some(*id)) else { return false };
+        let Some(id) = id.filter(|id| self.is_other_cluster(Some(id))) else { return false };
         if self.cluster_id.replace(id.to_owned()).is_none() {
             return false;
         }
-        // The epochs of its leaders begin again.
-        for partition in self.topics.values_mut().flat_map(|topic| &mut topic.partitions) {
-            (partition.epoch, partition.older_since) = (-1, None);
+        // The epochs of its leaders begin again, and its topics are others.
+        for topic in self.topics.values_mut() {
+            topic.id = None;
+            topic.partitions.iter_mut().for_each(|partition| (partition.epoch, partition.older_since) = (-1, None));
         }
         true
     }
@@ -186,7 +192,10 @@ impl TopicLeaders {
     /// Takes over metadata; returns whether the partitions or their leaders changed.
     fn update(&mut self, topic: &TopicMetadata, now: Instant) -> bool {
         let before = self.leaders();
-        if topic.id.is_some() && self.id.is_some() && topic.id != self.id {
+        let is_other = topic.id.is_some() && self.id.is_some() && topic.id != self.id;
+        // A first id says nothing, but a topic does not lose partitions.
+        let is_smaller = topic.id.is_some() && self.id.is_none() && topic.partitions.len() < self.partitions.len();
+        if is_other || is_smaller {
             // Recreated: its epochs begin again.
             self.partitions.clear();
         }

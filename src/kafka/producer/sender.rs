@@ -233,7 +233,8 @@ impl<M: ProducerMessage> Sender<M> {
         if self.level.acks == AcksLevel::All {
             let topics = MetadataTopics::None;
             let request = MetadataRequest { topics, allow_auto_create: false, include_rights: false };
-            self.shared.update(&connection.call(&request, deadline)?);
+            // Its other answers may be out of date: the metadata thread asks for them.
+            self.shared.enter_cluster(connection.call(&request, deadline)?.cluster_id.as_deref());
         }
         Ok(connection)
     }

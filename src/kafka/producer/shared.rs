@@ -233,13 +233,8 @@ impl<M: ProducerMessage> Shared<M> {
     /// Takes over metadata: leaders newer than those known, and the addresses of the brokers.
     pub(super) fn update(self: &Arc<Self>, metadata: &MetadataResponse) {
         let now = Instant::now();
-        let mut view = lock(&self.view);
-        let is_other_cluster = view.enter_cluster(metadata.cluster_id.as_deref());
-        let changed = view.update(metadata, now);
-        drop(view);
-        if is_other_cluster {
-            self.forget_producer();
-        }
+        self.enter_cluster(metadata.cluster_id.as_deref());
+        let changed = lock(&self.view).update(metadata, now);
         self.pass_changed(&changed);
         self.forget_missing(now);
     }
@@ -249,11 +244,21 @@ impl<M: ProducerMessage> Shared<M> {
         lock(&self.view).higher_counts(metadata)
     }
 
-    /// The brokers belong to another cluster: forgets the producer ids.
-    fn forget_producer(&self) {
-        warn!("the brokers belong to another cluster than before: messages with acks=-1 get another producer id");
+    /// Takes over the id of the cluster that a broker belongs to. If it is another cluster than before, forgets the
+    /// producer ids.
+    pub(super) fn enter_cluster(&self, id: Option<&str>) {
+        if !lock(&self.view).is_other_cluster(id) {
+            return;
+        }
         let ending = self.ending();
-        let ended = self.level(AcksLevel::All).lock().forget_producer();
+        // Under the lock of the level: when its senders see the new id, they have no batch with an old producer id.
+        let mut level = self.level(AcksLevel::All).lock();
+        if !lock(&self.view).enter_cluster(id) {
+            return;
+        }
+        warn!("the brokers belong to another cluster than before: messages with acks=-1 get another producer id");
+        let ended = level.forget_producer();
+        drop(level);
         let reason: Arc<str> = Arc::from("the brokers belong to another cluster than before");
         ending.end_all(ended.into_iter().map(|(message, outcome)| (message, outcome, Some(Arc::clone(&reason)))));
     }

@@ -255,12 +255,14 @@ fn a_partition_that_no_member_has_is_stopped_however_rarely_its_group_is_describ
 }
 
 #[test]
-fn a_partition_that_was_pushed_while_its_owner_was_unknown_had_an_owner() {
+fn a_partition_that_was_pushed_between_two_descriptions_had_an_owner() {
     let rig = rig(&[]);
     let at = |second| rig.at(second);
-    for (moves, since) in [(false, 200), (true, 0)] {
+    for (is_unknown, moves, since) in [(true, false, 200), (true, true, 0), (false, false, 200), (false, true, 0)] {
         let mut place = Place::without_offset(Owner::Nobody { since: None }, at(0));
-        place.forget_owner();
+        if is_unknown {
+            place.forget_owner();
+        }
         if moves {
             let reading = PlaceReading { stored: Stored::Offset(1), ..PlaceReading::nothing(Owner::Unknown) };
             place.record(&reading, None, false, at(100));

@@ -127,9 +127,18 @@ impl Module {
     }
 
     pub(super) fn set_members(&mut self, members: Option<u32>, now: Instant) {
+        // While the members were not known, there may have been some: then an offset has moved.
+        let was_pushed = self.members.is_none() && self.members_read < self.last_moved();
+        let nobody_since = self.nobody_since.filter(|_| !was_pushed);
         (self.members, self.has_members) = (members, members.map(|count| 0 < count));
         self.members_read = Some(now);
-        self.nobody_since = if members == Some(0) { self.nobody_since.or(Some(now)) } else { None };
+        self.nobody_since = if members == Some(0) { nobody_since.or(Some(now)) } else { None };
+    }
+
+    /// When a stored offset moved last.
+    fn last_moved(&self) -> Option<Instant> {
+        let places = self.topics.values().flat_map(|topic| topic.places.values());
+        places.filter_map(|place| place.last_moved()).max()
     }
 
     fn set_owners(&mut self, owner: &Owner, now: Instant) {

@@ -196,11 +196,16 @@ impl Place {
 
     /// Sets the owner alone.
     pub(super) fn set_owner(&mut self, owner: Owner, now: Instant) {
-        // Somebody may have owned it while that was not known: then its offset has moved.
-        let was_pushed = self.owner == Owner::Unknown && self.owner_read < self.moved;
+        // Readings of the owner may be minutes apart. If the offset has moved since, somebody owned it meanwhile.
+        let was_pushed = self.owner_read < self.moved;
         let since = self.unowned_since.filter(|_| !was_pushed).unwrap_or(now);
         self.unowned_since = matches!(owner, Owner::Nobody { .. }).then_some(since);
         (self.owner, self.owner_read) = (owner, Some(now));
+    }
+
+    /// When its stored offset moved last.
+    pub(super) fn last_moved(&self) -> Option<Instant> {
+        self.moved
     }
 
     /// Forgets who owns it. Since when nobody does is kept for the next reading.

@@ -18,6 +18,8 @@ use crate::supervise::spawn_expendable;
 const MAX_LOOKUPS: usize = 64;
 /// From this number of look-ups on, none begins beside another one of its name.
 const MAX_LOOKUPS_FOR_REPEAT: usize = MAX_LOOKUPS / 2;
+/// Limit on the look-ups of one name that run at the same time.
+const MAX_LOOKUPS_OF_NAME: usize = 8;
 /// After this time of a look-up, another one of its name may begin.
 const FIRST_REPEAT_AFTER: Duration = Duration::from_secs(10);
 /// The longest time to another look-up; it doubles with each one that hangs.
@@ -64,7 +66,7 @@ impl InFlight {
     /// Whether another look-up of the name may begin.
     fn may_begin(&self, n_running: usize, now: Instant) -> bool {
         let is_due = self.next_begin.is_none_or(|begin| begin <= now);
-        self.count == 0 || is_due && n_running < MAX_LOOKUPS_FOR_REPEAT
+        self.count == 0 || is_due && self.count < MAX_LOOKUPS_OF_NAME && n_running < MAX_LOOKUPS_FOR_REPEAT
     }
 
     fn note_begun(&mut self, now: Instant) {
@@ -221,9 +223,13 @@ mod tests {
         let ((mut lookups, _begins), mut now) = (gated(), Instant::now());
         for _ in 0..1000 {
             now += MAX_REPEAT_AFTER;
-            assert!(lookups.begin("hangs:1", now), "one is in progress");
+            for name in ["hangs:1", "hangs:2", "hangs:3", "hangs:4"] {
+                assert!(lookups.begin(name, now), "one is in progress");
+                assert!(lookups.in_flight[name].count <= MAX_LOOKUPS_OF_NAME);
+            }
         }
-        assert_eq!(lookups.in_flight["hangs:1"].count, MAX_LOOKUPS_FOR_REPEAT);
+        let counts = lookups.in_flight.values().map(|in_flight| in_flight.count);
+        assert_eq!(counts.sum::<usize>(), MAX_LOOKUPS_FOR_REPEAT);
         for number in MAX_LOOKUPS_FOR_REPEAT..MAX_LOOKUPS {
             assert!(lookups.begin(&format!("other:{number}"), now));
         }

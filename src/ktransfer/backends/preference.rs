@@ -17,7 +17,7 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// How long it waits while no push ends at another backend.
 const MAX_QUIET: Duration = Duration::from_secs(1);
 /// Interval at which a worker looks whether a backend has an address.
-const NAME_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+const NAME_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl NextPush {
     /// Whether the push, for which the backend at `index` was found, waits for another one. `n_usable`: number of

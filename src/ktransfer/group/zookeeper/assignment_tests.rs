@@ -51,7 +51,7 @@ fn an_owner_node_that_nobody_deletes_is_named() {
     };
     turn(&mut group);
     assert!(group.foreign_since.contains_key(&1) && group.state(Instant::now()).is_ok(), "a hand-over takes a while");
-    group.foreign_since.insert(1, Instant::now().checked_sub(5 * PATIENCE).unwrap());
+    group.foreign_since.insert(1, Instant::now().checked_sub(15 * PATIENCE).unwrap());
     turn(&mut group);
     let trouble = group.state(Instant::now()).unwrap_err();
     assert!(trouble.contains("partitions [1] of topic t") && trouble.contains("/consumers/g/owners/t/1"), "{trouble}");

@@ -10,8 +10,8 @@ use crate::keeper::paths;
 /// Shortest time without an owner after which a partition is reported; a hand-over takes less.
 const MIN_UNOWNED: Duration = Duration::from_secs(10);
 /// Shortest time with the owner node of another member after which an assigned partition is reported: a hand-over may
-/// take a fifth of the other's `shutdown_grace_ms`.
-const MIN_FOREIGN: Duration = Duration::from_secs(60);
+/// take a fifth of the other's `shutdown_grace_ms`, which is at most 10 minutes.
+const MIN_FOREIGN: Duration = Duration::from_secs(150);
 /// How long the topic is missing, or no round is completed, before that is reported: the topic may be created at the
 /// same time as the module, and a connection to ZooKeeper be lost for some seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
