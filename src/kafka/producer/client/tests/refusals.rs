@@ -138,9 +138,11 @@ fn a_denied_topic_is_refused_until_access_is_granted() {
 fn too_few_replicas_delay_messages_of_their_partition_only() {
     let cluster = TestCluster::start(3);
     cluster.create(TopicSpec::new("t").partitions(2).min_in_sync(2));
-    cluster.set_in_sync("t", 0, &[1]);
     let mut client = TestClient::new(&cluster);
     let message = Message::new(AcksLevel::All, "t", 0);
+    // The connection and the producer id are there before the time begins.
+    client.offsets(&[client.send(message.clone())]);
+    cluster.set_in_sync("t", 0, &[1]);
     let end = client.end_of(client.send(Message { deadline: brief(), ..message.clone() }));
     assert_eq!(end.outcome, Outcome::TimedOut(Stored::No), "refused before the append");
     assert_eq!(end.reason, "broker 1: NOT_ENOUGH_REPLICAS");
