@@ -336,7 +336,7 @@ impl Poller {
     fn silent_source(&self) -> Option<String> {
         let Memory { zookeeper, kafka, .. } = &self.memory;
         let sources = self.keeper.iter().map(|_| zookeeper).chain(self.groups.iter().map(|_| kafka));
-        sources.into_iter().find(|state| !state.is_fresh(self.fresh())).map(SourceState::cause)
+        sources.into_iter().find(|state| state.is_silent(self.fresh())).map(SourceState::cause)
     }
 
     /// How long a number is fresh.

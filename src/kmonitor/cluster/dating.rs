@@ -20,9 +20,13 @@ impl Poller {
             return;
         }
         self.pause(self.kafka_rate.wait(Instant::now()), stop);
+        let asked = Instant::now();
         let firsts = self.log_reader.firsts_by_age(&wanted, ages(), clock::unix_ms());
         self.count_kafka();
         let taken = self.places.elapsed(now);
+        if firsts.iter().all(Option::is_none) {
+            self.memory.waited += asked.elapsed();
+        }
         let found =
             wanted.into_iter().zip(firsts).filter_map(|(at, firsts)| Some((at, Timestamps::new(taken, firsts?))));
         self.places.record_timestamps(found.collect());

@@ -75,7 +75,30 @@ impl SourceState {
         self.age().is_some_and(|age| age <= fresh)
     }
 
+    /// Whether it cannot be read, and was not for too long. One that is read rarely, because the cycles wait for
+    /// brokers, is not silent.
+    pub(super) fn is_silent(&self, fresh: Duration) -> bool {
+        !self.is_fresh(fresh) && (self.failure.is_some() || self.read.is_none())
+    }
+
     fn age(&self) -> Option<Duration> {
         self.read.map(|read| boot_instant().saturating_duration_since(read))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_silent_if_it_cannot_be_read_for_long() {
+        let mut state = SourceState::default();
+        assert!(state.is_silent(Duration::MAX), "it was never read");
+        state.succeeded();
+        state.read = state.read.and_then(|read| read.checked_sub(Duration::from_secs(10)));
+        assert!(!state.is_silent(Duration::from_secs(2)), "nobody tried to read it since");
+        state.failed("session lost".to_owned());
+        assert!(!state.is_silent(Duration::from_secs(60)), "what was read is still fresh");
+        assert!(state.is_silent(Duration::from_secs(2)));
     }
 }

@@ -270,7 +270,11 @@ impl Poller {
         }
         self.pause(self.kafka_rate.wait(Instant::now()), stop);
         let Some(prober) = &mut self.prober else { return };
+        let asked = Instant::now();
         let findings = prober.round(&self.memory.hosts, &probes);
+        if findings.is_empty() {
+            self.memory.waited += asked.elapsed();
+        }
         self.places.record_probes(&findings);
         self.count_kafka();
     }
