@@ -70,14 +70,18 @@ impl MetadataClient for Compacted {
     }
 }
 
-#[test]
-fn what_a_topic_does_not_accept_is_refused_once_its_rules_are_known_and_a_denied_topic_is_seldom_looked_up() {
-    let config = ProducerConfig {
+fn config() -> ProducerConfig {
+    ProducerConfig {
         partitioner: PartitionerKind::Fnv1a,
         max_message_bytes: 10,
         max_in_flight: 10,
         timeout: Duration::from_secs(30),
-    };
+    }
+}
+
+#[test]
+fn what_a_topic_does_not_accept_is_refused_once_its_rules_are_known_and_a_denied_topic_is_seldom_looked_up() {
+    let config = config();
     let group = Supervisor::new("t", Stop::new());
     let gate = start(Stores, GateState::new(&config), &config, Compacted, Duration::from_secs(1), &group);
     let append = |topic: &str, key: Option<&[u8]>| {
@@ -113,12 +117,7 @@ fn what_a_topic_does_not_accept_is_refused_once_its_rules_are_known_and_a_denied
 
 #[test]
 fn appends_to_many_topics_fail_in_time_although_the_brokers_are_slow() {
-    let config = ProducerConfig {
-        partitioner: PartitionerKind::Fnv1a,
-        max_message_bytes: 10,
-        max_in_flight: 1_000,
-        timeout: Duration::from_millis(500),
-    };
+    let config = ProducerConfig { max_in_flight: 1_000, timeout: Duration::from_millis(500), ..config() };
     let group = Supervisor::new("t", Stop::new());
     let slow = Slow(Duration::from_millis(100));
     let gate = start(NoEngine, GateState::new(&config), &config, slow, Duration::from_secs(1), &group);
@@ -180,12 +179,7 @@ impl MetadataClient for Forgetful {
 
 #[test]
 fn an_append_to_a_topic_that_the_engine_has_forgotten_waits_for_a_lookup() {
-    let config = ProducerConfig {
-        partitioner: PartitionerKind::Fnv1a,
-        max_message_bytes: 10,
-        max_in_flight: 10,
-        timeout: Duration::from_secs(30),
-    };
+    let config = config();
     let group = Supervisor::new("t", Stop::new());
     let engine = Forgetful::default();
     let wait = Duration::from_secs(1);
@@ -222,12 +216,7 @@ impl MetadataClient for SlowToDescribe {
 
 #[test]
 fn rules_that_the_brokers_are_slow_to_describe_are_read_all_the_same() {
-    let config = ProducerConfig {
-        partitioner: PartitionerKind::Fnv1a,
-        max_message_bytes: 10,
-        max_in_flight: 10,
-        timeout: Duration::from_secs(30),
-    };
+    let config = config();
     let group = Supervisor::new("t", Stop::new());
     let gate = start(Stores, GateState::new(&config), &config, SlowToDescribe, Duration::from_secs(5), &group);
     let started = Instant::now();
@@ -296,12 +285,7 @@ fn append<E: ProducerEngine<Report>>(gate: &MetadataGate<Report, E>, topic: &str
 
 #[test]
 fn known_topics_are_refreshed_although_names_that_do_not_exist_are_looked_up_all_the_time() {
-    let config = ProducerConfig {
-        partitioner: PartitionerKind::Fnv1a,
-        max_message_bytes: 10,
-        max_in_flight: 10_000,
-        timeout: Duration::from_secs(30),
-    };
+    let config = ProducerConfig { max_in_flight: 10_000, ..config() };
     let group = Supervisor::new("t", Stop::new());
     let (state, client) = (GateState::new(&config), Flooded::default());
     let gate = start(Stores, Arc::clone(&state), &config, client.clone(), Duration::from_secs(1), &group);

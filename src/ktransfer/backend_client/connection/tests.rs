@@ -6,18 +6,24 @@ use crate::ktransfer::test_backend::wait_until;
 use crate::ktransfer::test_fixtures::{claim, module_config};
 use std::net::{TcpListener, TcpStream};
 
+/// Returns a connection on which a request begins, that request, and the backend's end.
+fn connected(is_kept: bool) -> (BackendConnection, Arc<Exchange>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into());
+    let exchange = Arc::new(Exchange::default());
+    exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
+    let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
+    let mut connection = BackendConnection::new(Stream::plain(socket), Arc::clone(&exchange), timeouts);
+    connection.is_kept = is_kept;
+    let (peer, _) = listener.accept().unwrap();
+    (connection, exchange, peer)
+}
+
 #[test]
 fn a_kept_connection_that_fails_before_the_first_byte_was_closed_idle() {
     for is_kept in [true, false] {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into());
-        let exchange = Arc::new(Exchange::default());
-        exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
-        let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
-        let mut connection = BackendConnection::new(Stream::plain(socket), Arc::clone(&exchange), timeouts);
-        connection.is_kept = is_kept;
+        let (mut connection, exchange, peer) = connected(is_kept);
         // Closes with a reset.
-        let (peer, _) = listener.accept().unwrap();
         socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
         drop(peer);
         wait_until("the reset has arrived", || !connection.stream.is_silent());
@@ -36,14 +42,7 @@ fn a_kept_connection_that_was_closed_before_the_request_arrived_was_closed_idle(
     for (is_kept, is_received, is_large) in
         [(true, false, false), (true, false, true), (false, false, false), (true, true, false)]
     {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into());
-        let exchange = Arc::new(Exchange::default());
-        exchange.begin(&Assignment::new(&claim(3, 1, None)), 42).unwrap();
-        let timeouts = Timeouts::from(&module_config(&["a"]).protocol);
-        let mut connection = BackendConnection::new(Stream::plain(socket), Arc::clone(&exchange), timeouts);
-        connection.is_kept = is_kept;
-        let (mut peer, _) = listener.accept().unwrap();
+        let (mut connection, exchange, mut peer) = connected(is_kept);
         if !is_received {
             drop(peer);
             wait_until("the end has arrived", || !connection.stream.is_silent());
